@@ -1,0 +1,1 @@
+//! Plain loops in f32: the oracle.

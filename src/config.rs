@@ -1,0 +1,161 @@
+//! What an engine is made with.
+
+use std::path::PathBuf;
+
+/// Where the weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// The folder's safetensors files.
+    #[default]
+    Auto,
+    /// Seeded random weights from config.json alone, for benchmarks.
+    Dummy,
+}
+
+/// Precision of weights, linear layers and KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModelDType {
+    /// bf16 checkpoints run in bfloat16, all others in float32.
+    #[default]
+    Auto,
+    /// float32 arithmetic; the weights keep the checkpoint's type.
+    Float32,
+    /// bfloat16.
+    BFloat16,
+}
+
+/// Order of the waiting queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SchedulingPolicy {
+    /// First come, first served.
+    #[default]
+    Fcfs,
+    /// Lower `priority` first, then arrival.
+    Priority,
+}
+
+/// Which backend runs the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendKind {
+    /// The fast CPU backend.
+    #[default]
+    Cpu,
+    /// Plain loops in f32: the oracle, slow.
+    Reference,
+}
+
+/// Instruction path of the CPU backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CpuIsa {
+    /// AVX-512 with BF16 dot products.
+    Avx512Bf16,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+    /// AVX2, FMA, F16C.
+    Avx2,
+    /// Plain Rust.
+    Portable,
+}
+
+/// Aids for tests; off by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DebugOptions {
+    /// Fills blocks with NaN when they become free and uncached.
+    pub poison_free_blocks: bool,
+    /// Shuffles the order in which physical blocks are first handed out, by this seed.
+    pub shuffle_blocks: Option<u64>,
+    /// Checks the scheduler's and the cache's invariants after every step.
+    pub check_integrity: bool,
+}
+
+/// Options of an engine. `None` means "the engine decides".
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineOptions {
+    /// Model folder, in Hugging Face's layout.
+    pub model: PathBuf,
+    /// Tokenizer folder; the model folder when absent.
+    pub tokenizer: Option<PathBuf>,
+    /// Runs without a tokenizer: token prompts only, no text.
+    pub skip_tokenizer: bool,
+    /// Where weights come from.
+    pub load_format: LoadFormat,
+    /// Precision.
+    pub dtype: ModelDType,
+    /// Most positions of a sequence; the model's own limit when absent.
+    pub max_model_len: Option<usize>,
+    /// Most sequences of a step. Default 128.
+    pub max_num_seqs: usize,
+    /// Most tokens of a step. Default 2048.
+    pub max_num_batched_tokens: usize,
+    /// Positions of a KV block, a multiple of 8 up to 256. Default 16.
+    pub block_size: usize,
+    /// Bytes of the KV cache; when absent the smaller of 4 GiB and a quarter of what the process
+    /// may use.
+    pub kv_cache_memory_bytes: Option<u64>,
+    /// Blocks of the KV cache (without the null block), instead of bytes: for tests.
+    pub num_kv_blocks: Option<usize>,
+    /// Shares the KV blocks of equal prefixes. Default true.
+    pub enable_prefix_caching: bool,
+    /// Cuts long prompts to the step's budget. Default true.
+    pub enable_chunked_prefill: bool,
+    /// Longest part of a prompt in one step; 0 is no such limit.
+    pub long_prefill_token_threshold: usize,
+    /// Order of the waiting queue.
+    pub scheduling_policy: SchedulingPolicy,
+    /// Most requests waiting; one more is `QUEUE_FULL`. Default 4096.
+    pub max_num_queued_reqs: usize,
+    /// Seed of requests that bring none. Default 0.
+    pub seed: u64,
+    /// Most logprobs a request may ask for. Default 20.
+    pub max_logprobs: usize,
+    /// Takes sampling defaults from generation_config.json. Default true.
+    pub use_generation_config: bool,
+    /// Jinja chat template to use instead of the checkpoint's.
+    pub chat_template: Option<String>,
+    /// Bytes of undrained events of one queue past which its sequences wait. Default 64 MiB.
+    pub max_undrained_bytes: usize,
+    /// Which backend.
+    pub backend: BackendKind,
+    /// Compute threads; one for each core that the process may use when absent.
+    pub cpu_threads: Option<usize>,
+    /// Instruction path; the best one when absent.
+    pub cpu_isa: Option<CpuIsa>,
+    /// Binds each compute thread to a core. Default false: the host's threads need cores too.
+    pub cpu_pin_threads: bool,
+    /// Aids for tests.
+    pub debug: DebugOptions,
+}
+
+impl EngineOptions {
+    /// Defaults for the model in `model`.
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            tokenizer: None,
+            skip_tokenizer: false,
+            load_format: LoadFormat::Auto,
+            dtype: ModelDType::Auto,
+            max_model_len: None,
+            max_num_seqs: 128,
+            max_num_batched_tokens: 2048,
+            block_size: 16,
+            kv_cache_memory_bytes: None,
+            num_kv_blocks: None,
+            enable_prefix_caching: true,
+            enable_chunked_prefill: true,
+            long_prefill_token_threshold: 0,
+            scheduling_policy: SchedulingPolicy::Fcfs,
+            max_num_queued_reqs: 4096,
+            seed: 0,
+            max_logprobs: 20,
+            use_generation_config: true,
+            chat_template: None,
+            max_undrained_bytes: 64 << 20,
+            backend: BackendKind::Cpu,
+            cpu_threads: None,
+            cpu_isa: None,
+            cpu_pin_threads: false,
+            debug: DebugOptions::default(),
+        }
+    }
+}

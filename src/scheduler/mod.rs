@@ -1,0 +1,5 @@
+//! The `scheduler` room.
+
+mod batch;
+
+pub use batch::{Batch, ScheduledSequence, StepId};
