@@ -200,7 +200,8 @@ def message(role, content, **more):
 
 SYSTEM = message("system", "  You are a terse assistant.\n")
 HELLO = message("user", " Hello there! ")
-MULTI_TURN = [HELLO, message("assistant", "Hi. What is it?  "), message("user", "1 < 2 && \"é\" 😀?")]
+ASKED = message("user", "1 < 2 && \"é\" 😀?")
+MULTI_TURN = [HELLO, message("assistant", "Hi. What is it?  "), ASKED]
 TOOL_USE = [
     SYSTEM,
     message("user", "Weather in Paris?"),

@@ -71,7 +71,8 @@ def make(cases, with_tokenizers):
             copy_tokenizer(GOLDEN / case.tokenizer, folder)
         golden_json.write(folder / "golden.json", golden)
         print(summary(golden), flush=True)
-    for first, second in SAME_GOLDENS:
+    names = {case.name for case in cases}
+    for first, second in (pair for pair in SAME_GOLDENS if names.issuperset(pair)):
         assert prompts_of(first) == prompts_of(second), f"{first} and {second} differ"
 
 

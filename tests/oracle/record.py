@@ -95,13 +95,15 @@ def entry(row, token, top, rank=False):
 
 
 def largest_difference(folder, other_dtype, prompts):
-    """Largest change of a greedy token's logprob when the model is run in another dtype."""
+    """Largest change of a prompt's or greedy token's logprob when run in another dtype."""
     model, largest = load_model(folder, other_dtype), 0.0
     for golden in prompts:
         prompt, tokens = golden["prompt_token_ids"], golden["greedy_token_ids"]
         logprobs = log_softmax(forward_logits(model, prompt + tokens))
-        for got, want in zip(steps(logprobs, prompt, tokens), golden["steps"]):
-            largest = max(largest, abs(got["logprob"] - want["logprob"]))
+        got = prompt_logprobs(logprobs, prompt)[1:] + steps(logprobs, prompt, tokens)
+        want = golden["prompt_logprobs"][1:] + golden["steps"]
+        gaps = [abs(g["logprob"] - w["logprob"]) for g, w in zip(got, want, strict=True)]
+        largest = max(largest, *gaps)
     return largest
 
 
