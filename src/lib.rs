@@ -16,6 +16,7 @@ pub mod model;
 pub mod request;
 pub mod sampling;
 pub mod scheduler;
+mod os;
 mod sync;
 pub mod tokenizer;
 pub mod weights;
