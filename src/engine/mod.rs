@@ -2,4 +2,6 @@
 
 mod event;
 
-pub use event::{Delta, Event, EventKind, Finished, Logprob, Times, TokenLogprobs, Usage};
+pub use event::{Delta, Event, EventKind, Finished, Times, Usage};
+
+pub use crate::request::{Logprob, TokenLogprobs};

@@ -1,8 +1,10 @@
 //! A request: what the caller sent.
 
+mod logprob;
 mod params;
 mod validate;
 
+pub use logprob::{Logprob, TokenLogprobs};
 pub use params::{MAX_LOGIT_BIAS, MAX_N, MAX_STOP_STRINGS, SamplingDefaults, SamplingParams};
 pub use validate::Limits;
 
