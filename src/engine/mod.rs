@@ -27,6 +27,7 @@ mod runner;
 mod sample;
 mod worker;
 
-pub use event::{Delta, Event, EventKind, Finished, Logprob, Times, TokenLogprobs, Usage};
+pub use crate::request::{Logprob, TokenLogprobs};
+pub use event::{Delta, Event, EventKind, Finished, Times, Usage};
 pub use handle::{Engine, EngineState, QueueOptions, ShutdownMode};
 pub use queue::{EventQueue, Polled};
