@@ -8,7 +8,7 @@ use super::output::{Choice, PromptOutput, TextOutput};
 use super::worker::{Live, Worker};
 use crate::error::Result;
 use crate::ids::{SeqId, TokenId};
-use crate::request::{self, Input, Limits, ResolvedParams, TokenLogprobs};
+use crate::request::{self, Limits, ResolvedParams, TokenLogprobs};
 use crate::sampling::SequenceSampler;
 use crate::scheduler::NewSequence;
 use crate::sync::{Arc, Mutex};
@@ -45,18 +45,16 @@ impl Worker {
         let Admission { ticket, request, prompt, prompt_text, bad_words, .. } = admission;
         let limits = Limits { max_model_len: self.max_model_len, ..self.shared.limits() };
         // `max_tokens` 0 asks for the prompt's scores alone: one token is made and not shown.
-        let silent = request.params.max_tokens == Some(0);
+        let silent = !request.generates();
         request::validate_prompt(&prompt, &limits, true)?;
         let defaults = &self.shared.generation.defaults;
-        let is_chat = matches!(request.input, Input::Chat(_));
-        let params = request.params.resolve(defaults, &limits, is_chat, prompt.len())?;
-        let params = Arc::new(params);
+        let params = Arc::new(request.resolve(defaults, &limits, prompt.len())?);
 
         let (eos, stop_token_ids) = self.stop_ids(&params);
         for index in 0..params.n {
             let id = SeqId(self.next_seq);
             self.next_seq += 1;
-            let prompt_logprobs = prompt_logprobs(&params, request.echo).filter(|_| index == 0);
+            let prompt_logprobs = params.prompt_logprobs.filter(|_| index == 0);
             let choice_prompt = (index == 0 && (request.echo || prompt_logprobs.is_some()))
                 .then(|| self.prompt_output(&request, &prompt, &prompt_text, prompt_logprobs))
                 .transpose()?;
@@ -158,11 +156,6 @@ impl Worker {
             mix(self.shared.options.seed ^ mix(request.wrapping_mul(1 << 20) + u64::from(choice)))
         })
     }
-}
-
-/// How many prompt logprobs a request wants: its own word, or `logprobs` where it echoes.
-fn prompt_logprobs(params: &ResolvedParams, echo: bool) -> Option<usize> {
-    params.prompt_logprobs.or(params.logprobs.filter(|_| echo))
 }
 
 /// splitmix64's finalizer: <https://prng.di.unimi.it/splitmix64.c>.

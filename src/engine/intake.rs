@@ -6,7 +6,7 @@ use super::handle::Shared;
 use super::queue::EventQueue;
 use super::registry::Ticket;
 use super::worker::Command;
-use crate::config::{EngineOptions, SchedulingPolicy};
+use crate::config::EngineOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{RequestId, TokenId};
 use crate::request::{Input, Request};
@@ -16,8 +16,6 @@ use crate::tokenizer::Tokenizer;
 
 /// Threads that render templates and encode text.
 const TOKENIZER_THREADS: usize = 2;
-/// Longest cache salt, as vLLM limits it.
-const MAX_CACHE_SALT: usize = 128;
 
 /// A request whose input is not yet token ids.
 pub(crate) struct TokenizeJob {
@@ -143,7 +141,7 @@ fn bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>
 /// Everything that can be checked without the tokenizer.
 fn check_request(shared: &Shared, request: &Request) -> Result<()> {
     let limits = shared.limits();
-    request.params.validate(&limits)?;
+    request.validate(&limits, shared.options.scheduling_policy)?;
     match &request.input {
         Input::Text(text) if text.is_empty() && !request.add_special_tokens => {
             return Err(Error::invalid("prompt", "prompt: must not be empty"));
@@ -151,29 +149,13 @@ fn check_request(shared: &Shared, request: &Request) -> Result<()> {
         Input::Text(_) | Input::Chat(_) if shared.options.skip_tokenizer => {
             return Err(no_tokenizer("prompt"));
         }
-        Input::Tokens(tokens) => crate::request::validate_prompt_ids(tokens, &limits)?,
         _ => {}
     }
     let needs_text = !request.params.stop.is_empty() || !request.params.bad_words.is_empty();
     if needs_text && shared.options.skip_tokenizer {
         return Err(no_tokenizer("stop and bad_words"));
     }
-    if request.priority != 0 && shared.options.scheduling_policy != SchedulingPolicy::Priority {
-        let message = format!(
-            "priority: must be 0 unless scheduling_policy is priority, got {}",
-            request.priority
-        );
-        return Err(Error::invalid("priority", message).with("value", request.priority));
-    }
-    match &request.cache_salt {
-        Some(salt) if salt.is_empty() || salt.len() > MAX_CACHE_SALT => {
-            let message =
-                format!("cache_salt: must have 1 to {MAX_CACHE_SALT} bytes, got {}", salt.len());
-            let error = Error::invalid("cache_salt", message);
-            Err(error.with("limit", MAX_CACHE_SALT).with("value", salt.len()))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Ranges of an engine's options.

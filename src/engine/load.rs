@@ -71,8 +71,8 @@ pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
     let load_options = LoadOptions {
         dir: &options.model,
         load_format: options.load_format,
-        dtype: options.dtype,
         seed: options.seed,
+        max_model_len: options.max_model_len,
     };
     let model = model::load(config, &load_options, &mut *backend, &mut progress)?;
 

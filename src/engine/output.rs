@@ -97,7 +97,7 @@ impl Choice {
         let stopped_by_token =
             matches!(finish, Some(FinishReason::Eos | FinishReason::StopToken(_)));
         // Stop strings count only in text that comes after `min_tokens` tokens.
-        let active = self.usage.completion_tokens > self.params.min_tokens;
+        let active = self.usage.completion_tokens as usize > self.params.min_tokens;
         if !stopped_by_token || self.params.include_stop_str_in_output {
             let piece = text.detokenizer.push(token)?;
             let outcome = text.stops.push(piece, active);

@@ -86,7 +86,7 @@ impl Row<'_> {
                 sampler.sample(logits, *position).map(Made::Token)
             }
             Task::Prompt { target, top_n } => {
-                Ok(Made::Prompt(prompt_logprobs(logits, *target, *top_n)))
+                prompt_logprobs(logits, *target, *top_n).map(Made::Prompt)
             }
         };
         *self.output.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);

@@ -14,12 +14,12 @@ use vrust::request::{Input, Request, TokenLogprobs};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A model folder of the goldens.
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
 /// Options for a fixture: two threads, checked after every step.
-pub fn options(name: &str) -> EngineOptions {
+pub(crate) fn options(name: &str) -> EngineOptions {
     let mut options = EngineOptions::new(fixture(name));
     options.cpu_threads = Some(2);
     options.num_kv_blocks = Some(256);
@@ -28,14 +28,14 @@ pub fn options(name: &str) -> EngineOptions {
 }
 
 /// An engine that has loaded.
-pub fn ready(options: EngineOptions) -> Engine {
+pub(crate) fn ready(options: EngineOptions) -> Engine {
     let engine = Engine::create(options).unwrap();
     assert!(engine.wait_ready(Some(PATIENCE)).unwrap());
     engine
 }
 
 /// A greedy request for `max_tokens` tokens after `prompt`, whatever the end-of-text token.
-pub fn greedy(prompt: &[u32], max_tokens: u32) -> Request {
+pub(crate) fn greedy(prompt: &[u32], max_tokens: u32) -> Request {
     let mut request = Request::new(Input::Tokens(tokens(prompt)));
     request.params.temperature = Some(0.0);
     request.params.max_tokens = Some(max_tokens);
@@ -44,40 +44,40 @@ pub fn greedy(prompt: &[u32], max_tokens: u32) -> Request {
 }
 
 /// A text request.
-pub fn text(prompt: &str, max_tokens: u32) -> Request {
+pub(crate) fn text(prompt: &str, max_tokens: u32) -> Request {
     let mut request = Request::new(Input::Text(prompt.to_owned()));
     request.params.temperature = Some(0.0);
     request.params.max_tokens = Some(max_tokens);
     request
 }
 
-pub fn tokens(ids: &[u32]) -> Vec<TokenId> {
+pub(crate) fn tokens(ids: &[u32]) -> Vec<TokenId> {
     ids.iter().map(|&id| TokenId(id)).collect()
 }
 
 /// What a choice came to.
 #[derive(Clone, Debug, Default)]
-pub struct ChoiceOutcome {
-    pub text: String,
-    pub tokens: Vec<u32>,
-    pub logprobs: Vec<TokenLogprobs>,
-    pub finished: Option<Finished>,
+pub(crate) struct ChoiceOutcome {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
+    pub(crate) finished: Option<Finished>,
 }
 
 /// What a request came to.
 #[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    pub choices: BTreeMap<u32, ChoiceOutcome>,
-    pub prompt_text: String,
-    pub prompt_tokens: Vec<u32>,
-    pub prompt_logprobs: Vec<TokenLogprobs>,
-    pub error: Option<Error>,
-    pub last_events: usize,
-    pub user_data: u64,
+pub(crate) struct Outcome {
+    pub(crate) choices: BTreeMap<u32, ChoiceOutcome>,
+    pub(crate) prompt_text: String,
+    pub(crate) prompt_tokens: Vec<u32>,
+    pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
+    pub(crate) error: Option<Error>,
+    pub(crate) last_events: usize,
+    pub(crate) user_data: u64,
 }
 
 impl Outcome {
-    pub fn only(&self) -> &ChoiceOutcome {
+    pub(crate) fn only(&self) -> &ChoiceOutcome {
         assert!(self.error.is_none(), "failed: {:?}", self.error);
         assert_eq!(self.choices.len(), 1);
         &self.choices[&0]
@@ -86,13 +86,13 @@ impl Outcome {
 
 /// Gathers events by request and checks their order.
 #[derive(Default)]
-pub struct Consumer {
-    pub outcomes: HashMap<RequestId, Outcome>,
+pub(crate) struct Consumer {
+    pub(crate) outcomes: HashMap<RequestId, Outcome>,
 }
 
 impl Consumer {
     /// Polls until each of `ids` has had its last event.
-    pub fn wait(&mut self, queue: &EventQueue, ids: &[RequestId]) {
+    pub(crate) fn wait(&mut self, queue: &EventQueue, ids: &[RequestId]) {
         let patience = Instant::now() + PATIENCE;
         let done = |outcomes: &HashMap<RequestId, Outcome>| {
             ids.iter().all(|id| outcomes.get(id).is_some_and(|o| o.last_events == 1))
@@ -106,7 +106,7 @@ impl Consumer {
         }
     }
 
-    pub fn take(&mut self, event: Event) {
+    pub(crate) fn take(&mut self, event: Event) {
         if event.request_id == RequestId(0) {
             return;
         }
@@ -136,7 +136,7 @@ impl Consumer {
 }
 
 /// Runs requests together on the default queue.
-pub fn run(engine: &Engine, requests: Vec<Request>) -> Vec<Outcome> {
+pub(crate) fn run(engine: &Engine, requests: Vec<Request>) -> Vec<Outcome> {
     let queue = engine.default_queue();
     let ids: Vec<_> =
         requests.into_iter().map(|r| engine.submit(r, queue).expect("submit")).collect();
@@ -146,15 +146,15 @@ pub fn run(engine: &Engine, requests: Vec<Request>) -> Vec<Outcome> {
 }
 
 /// Runs one request.
-pub fn run_one(engine: &Engine, request: Request) -> Outcome {
+pub(crate) fn run_one(engine: &Engine, request: Request) -> Outcome {
     run(engine, vec![request]).remove(0)
 }
 
 /// A small generator of test data: splitmix64.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -162,11 +162,11 @@ impl Random {
     }
 
     /// A number of `low..high`.
-    pub fn range(&mut self, low: u64, high: u64) -> u64 {
+    pub(crate) fn range(&mut self, low: u64, high: u64) -> u64 {
         low + self.next() % (high - low)
     }
 
-    pub fn chance(&mut self, percent: u64) -> bool {
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.range(0, 100) < percent
     }
 }

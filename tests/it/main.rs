@@ -1,3 +1,5 @@
 //! Integration tests: one binary.
 
+mod engine_support;
+mod engine_traffic;
 mod tidy;
