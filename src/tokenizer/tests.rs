@@ -1,0 +1,1 @@
+//! Units of the `tokenizer` room; tests/it/text.rs has the goldens.
