@@ -125,6 +125,7 @@ impl Worker {
                 self.note_admitted(&batch);
                 self.poison_free_blocks();
                 self.runner.forward(&batch, &self.scheduler);
+                self.panic_if_asked(&batch);
                 let results = self.sample(&batch)?;
                 self.emit(&batch, results);
             }
@@ -222,6 +223,13 @@ impl Worker {
         if self.shared.options.debug.poison_free_blocks {
             let freed = self.scheduler.take_freed_blocks();
             self.runner.poison(&freed);
+        }
+    }
+
+    #[allow(clippy::panic, reason = "an aid for tests that show what a bug does")]
+    fn panic_if_asked(&self, batch: &Batch) {
+        if self.shared.options.debug.panic_at_step == Some(batch.step.0) {
+            panic!("asked for by debug.panic_at_step");
         }
     }
 
