@@ -1,8 +1,13 @@
 //! Integration tests: one binary.
 
+mod bad_checkpoints;
 mod engine_failures;
 mod engine_goldens;
 mod engine_requests;
 mod engine_support;
 mod engine_traffic;
+mod goldens;
+mod model_config;
+mod mutations;
+mod support;
 mod tidy;

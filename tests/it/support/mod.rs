@@ -1,0 +1,5 @@
+//! What several topics need.
+
+pub(crate) mod folder;
+pub(crate) mod golden;
+pub(crate) mod runner;
