@@ -32,22 +32,27 @@ impl Noise {
 
     /// The candidate with the largest noisy logit; of equals the lowest id. `candidates` are
     /// scaled by the temperature, in any order; token 0 if there are none.
+    ///
+    /// A token with scaled logit `z` beats the score `b` only if its uniform variable is below
+    /// `exp(z - b)`: for most tokens a hash and a comparison tell that they lose.
     pub(super) fn choose(self, candidates: &[Candidate]) -> TokenId {
-        let mut best = (f64::NEG_INFINITY, TokenId(u32::MAX));
+        let Some(first) = candidates.first() else { return TokenId(0) };
+        let mut best = (score(first.value, self.bits(first.id)), first.id);
         for c in candidates {
-            let score = score(c.value, self.bits(c.id));
+            let bits = self.bits(c.id);
+            if bits >= bits_below(fast_exp(c.value - best.0 as f32) * SLACK) {
+                continue;
+            }
+            let score = score(c.value, bits);
             if score > best.0 || (score == best.0 && c.id < best.1) {
                 best = (score, c.id);
             }
         }
-        if candidates.is_empty() { TokenId(0) } else { best.1 }
+        best.1
     }
 
     /// As `choose`, over every token of the row. `scale` subtracts the row's maximum and divides
-    /// by the temperature.
-    ///
-    /// A token with scaled logit `z` beats the score `b` only if its uniform variable is below
-    /// `exp(z - b)`: for most tokens a hash and a comparison tell that they lose.
+    /// by the temperature. One bound serves a whole chunk, so that no token needs an `exp`.
     pub(super) fn choose_from_row(
         self,
         logits: &[f32],
