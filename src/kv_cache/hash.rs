@@ -23,6 +23,7 @@ pub(crate) struct CacheKey {
 
 impl Hash for BlockHash {
     fn hash<H: Hasher>(&self, state: &mut H) {
+        // Any 64 of the digest's bits are as good as all for finding the bucket.
         state.write_u64(self.0[0]);
     }
 }

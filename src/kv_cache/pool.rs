@@ -188,23 +188,24 @@ impl BlockPool {
         true
     }
 
-    /// Takes `table` out of the map and every block that was computed from one of its prefixes.
-    pub(crate) fn uncache_with_descendants(&mut self, table: &[BlockId]) {
-        let keys = table.iter().filter_map(|&block| self.key(block));
-        let mut bad: HashSet<BlockHash> = keys.map(|key| key.hash).collect();
-        let mut found = !bad.is_empty();
-        while found {
-            found = false;
+    /// Takes the blocks of these contents out of the map, and every block that was computed from
+    /// one of them. Returns all that were taken out. Linear in the pool; for faults only.
+    pub(crate) fn uncache_with_descendants(&mut self, contents: &[BlockHash]) -> Vec<BlockId> {
+        let mut bad: HashSet<BlockHash> = contents.iter().copied().collect();
+        let mut removed = Vec::new();
+        let mut before = None;
+        while before.replace(removed.len()) != Some(removed.len()) {
             for i in 1..self.blocks.len() {
                 let block = BlockId(i as u32);
                 let Some(Cached { key, parent, .. }) = self.blocks[i].cached else { continue };
                 if bad.contains(&key.hash) || parent.is_some_and(|p| bad.contains(&p)) {
                     bad.insert(key.hash);
                     self.uncache(block, &key);
-                    found = true;
+                    removed.push(block);
                 }
             }
         }
+        removed
     }
 
     /// Empties the map, unless a sequence holds a block.

@@ -41,11 +41,16 @@ impl Scheduler {
         }
     }
 
+    /// Takes what the sequence computed out of the cache, by content: a preempted sequence's
+    /// blocks are no longer in its table.
     fn poison(&mut self, slot: Slot) {
-        let tables = &self.sequences[slot].block_tables;
-        let bad: HashSet<BlockId> = tables.iter().flatten().copied().collect();
-        for table in tables {
-            self.pool.uncache_with_descendants(table);
+        let block_size = self.config.block_size;
+        let seq = &mut self.sequences[slot];
+        let full = seq.tokens().len() / block_size;
+        let mut bad: HashSet<BlockId> = seq.block_tables.iter().flatten().copied().collect();
+        if self.config.enable_prefix_caching {
+            let contents = seq.block_hashes(full, block_size);
+            bad.extend(self.pool.uncache_with_descendants(contents));
         }
         // Who shares such a block may go on, but what it computes stays its own.
         for &running in &self.running {

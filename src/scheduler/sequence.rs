@@ -212,5 +212,6 @@ impl Sequence {
         self.num_computed = 0;
         self.num_hit_blocks = 0;
         self.num_hashed_blocks = 0;
+        self.cacheable = true;
     }
 }

@@ -9,5 +9,8 @@ mod engine_traffic;
 mod goldens;
 mod model_config;
 mod mutations;
+mod scheduler_properties;
+mod scheduler_rules;
+mod scheduler_simulator;
 mod support;
 mod tidy;
