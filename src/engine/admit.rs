@@ -22,7 +22,7 @@ impl Worker {
             return; // Aborted while its text was encoded.
         }
         let deadline = admission.deadline;
-        let mut live = Live { ticket: ticket.clone(), running: Vec::new() };
+        let mut live = Live { ticket: ticket.clone(), running: Vec::new(), longest: 0 };
         let added = self.add_choices(admission, &mut live);
         if let Err(error) = added {
             for seq in live.running {
@@ -84,8 +84,10 @@ impl Worker {
                 prompt: choice_prompt,
                 usage: Usage { prompt_tokens: prompt.len() as u32, ..Usage::default() },
                 times: Times { arrival_ns: ticket.arrival_ns, ..Times::default() },
+                preemptions: 0,
                 cumulative_logprob: params.logprobs.map(|_| 0.0),
                 silent,
+                nan_logits: self.shared.options.debug.nan_logits_for == Some(ticket.user_data),
             };
             self.scheduler.add(new)?;
             self.choices.insert(id, choice);

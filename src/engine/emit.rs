@@ -4,12 +4,12 @@ use std::cmp::Reverse;
 use std::time::Instant;
 
 use super::event::{Delta, Event, EventKind};
-use super::output::Choice;
 use super::queue::EventQueue;
 use super::registry::Ticket;
 use super::worker::Worker;
 use crate::error::Error;
 use crate::ids::{RequestId, SeqId};
+use crate::metrics::Outcome;
 use crate::request::{FinishReason, TokenLogprobs};
 use crate::scheduler::TokenOutcome;
 use crate::sync::Arc;
@@ -43,7 +43,9 @@ impl Worker {
         let ended_by_scheduler = outcome.finish.is_some();
         let sampler = choice.sampler.get_mut().unwrap_or_else(|e| e.into_inner());
         sampler.accept(outcome.token);
+        let previous_ns = choice.times.last_token_ns;
         let accepted = choice.accept(outcome.token, logprobs, outcome.finish);
+        self.figures.token(&self.shared.metrics, choice, previous_ns);
         let (delta, finish) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => return self.fail_choice(outcome.id, error),
@@ -71,16 +73,19 @@ impl Worker {
         let Some(choice) = self.choices.remove(&seq) else { return };
         let Some(live) = self.requests.get_mut(&choice.request) else { return };
         live.running.retain(|s| *s != seq);
+        live.longest = live.longest.max(choice.usage.completion_tokens);
         let last = live.running.is_empty();
         let ticket = live.ticket.clone();
+        self.record_choice(&choice, Outcome::from(&reason));
         if last {
-            self.requests.remove(&choice.request);
+            if let Some(live) = self.requests.remove(&choice.request) {
+                self.record_request(&live);
+            }
             if self.shared.registry.end(ticket.id).is_none() {
                 return;
             }
         }
         let finished = choice.finished(reason);
-        self.shared.metrics.record_finished(&finished_record(&choice, &finished));
         let kind = EventKind::Finished(Box::new(finished));
         let event = Event { last, ..ticket.event(choice.index, kind) };
         self.outbox.push(&ticket.queue, event);
@@ -109,12 +114,14 @@ impl Worker {
     pub(crate) fn fail_choice(&mut self, seq: SeqId, error: Error) {
         let Some(choice) = self.choices.get(&seq) else { return };
         let Some(live) = self.requests.remove(&choice.request) else { return };
-        for seq in live.running {
-            self.scheduler.finish(seq, true);
-            self.choices.remove(&seq);
+        for seq in &live.running {
+            self.scheduler.finish(*seq, true);
+            if let Some(choice) = self.choices.remove(seq) {
+                self.record_choice(&choice, Outcome::Error);
+            }
         }
+        self.record_request(&live);
         if let Some(ticket) = self.shared.registry.end(live.ticket.id) {
-            self.shared.metrics.record_failed();
             self.outbox.push(&ticket.queue, ticket.error_event(error));
         }
     }
@@ -177,11 +184,4 @@ impl Worker {
             self.outbox.push(&ticket.queue, ticket.event(index, EventKind::Delta(delta)));
         }
     }
-}
-
-fn finished_record(
-    choice: &Choice,
-    finished: &super::event::Finished,
-) -> crate::metrics::FinishedRequest {
-    crate::metrics::FinishedRequest::new(&choice.params, finished)
 }

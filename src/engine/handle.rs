@@ -117,9 +117,8 @@ impl Engine {
         let (jobs, jobs_received) = unbounded();
         let status =
             Status { state: EngineState::Loading, failure: None, info: None, exited: false };
-        let name = options.model.display().to_string();
         let shared = Arc::new(Shared {
-            metrics: Metrics::new(&name),
+            metrics: Metrics::new(),
             options,
             config,
             generation,
@@ -266,13 +265,16 @@ impl Engine {
     pub fn stats(&self) -> Stats {
         let queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let undrained = queues.iter().filter_map(Weak::upgrade).map(|q| q.undrained_bytes()).sum();
-        let (live, queued) = self.shared.registry.counts();
-        self.shared.metrics.snapshot(live, queued, undrained)
+        let undrained: usize = undrained;
+        self.shared.metrics.set_undrained_bytes(undrained as u64);
+        self.shared.metrics.set_live_requests(self.shared.registry.num_live() as u64);
+        self.shared.metrics.stats()
     }
 
     /// The figures in Prometheus' text format, under vLLM's names.
     pub fn prometheus(&self) -> String {
-        self.shared.metrics.prometheus(&self.stats())
+        self.stats(); // Refreshes what is only known here.
+        self.shared.metrics.prometheus()
     }
 }
 
@@ -310,9 +312,10 @@ impl Shared {
             status.state = EngineState::Ready;
         }
         status.info = Some(info);
+        // Under the lock: whoever sees the state or the event first finds the other.
+        self.default_queue.publish([engine_event(EventKind::Load(1.0))]);
         drop(status);
         self.changed.notify_all();
-        self.default_queue.publish([engine_event(EventKind::Load(1.0))]);
     }
 
     /// Tells the worker to end everything and exit, even while it loads.
@@ -334,6 +337,13 @@ impl Shared {
             None => closed(),
         };
         self.registry.refuse(refusal.clone());
+        let mut status = self.lock_status();
+        status.state = match failure {
+            Some(_) => EngineState::Failed,
+            None => EngineState::Closed,
+        };
+        status.failure.clone_from(&failure);
+        drop(status);
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.mailbox.close();
         for id in self.registry.live_ids() {
@@ -349,14 +359,7 @@ impl Shared {
             queue.close();
         }
         drop(queues);
-        let mut status = self.lock_status();
-        status.state = match failure {
-            Some(_) => EngineState::Failed,
-            None => EngineState::Closed,
-        };
-        status.failure = failure;
-        status.exited = true;
-        drop(status);
+        self.lock_status().exited = true;
         self.changed.notify_all();
     }
 

@@ -48,7 +48,12 @@ pub(crate) fn submit(
     let deadline = request.deadline.and_then(|d| Instant::now().checked_add(d));
     let num_choices = request.params.n.unwrap_or(1);
     let max_queued = shared.options.max_num_queued_reqs;
-    let ticket = shared.registry.accept(request.user_data, num_choices, queue, max_queued)?;
+    let accepted = shared.registry.accept(request.user_data, num_choices, queue, max_queued);
+    let ticket = accepted.inspect_err(|error| {
+        if error.kind() == ErrorKind::QueueFull {
+            shared.metrics.record_rejected();
+        }
+    })?;
     let id = ticket.id;
     let delivered = match &request.input {
         Input::Tokens(tokens) if request.params.bad_words.is_empty() => {
@@ -105,7 +110,6 @@ fn run_pool(shared: &Arc<Shared>) {
 /// Ends a request that was never scheduled.
 pub(crate) fn fail(shared: &Shared, id: RequestId, error: Error) {
     if let Some(ticket) = shared.registry.end(id) {
-        shared.metrics.record_failed();
         ticket.queue.publish([ticket.error_event(error)]);
     }
 }
@@ -180,6 +184,7 @@ pub(crate) fn check_options(options: &EngineOptions) -> Result<()> {
         ("max_num_batched_tokens", options.max_num_batched_tokens, 1 << 20),
         ("cpu_threads", options.cpu_threads.unwrap_or(1), 1024),
         ("block_size", options.block_size, 256),
+        ("num_kv_blocks", options.num_kv_blocks.unwrap_or(1), 1 << 30),
     ];
     for (field, value, limit) in at_most {
         if value > limit {

@@ -11,6 +11,7 @@ use crate::backend::{Backend, ComputeType, KvSpec, StepLimits};
 use crate::chat::ChatTemplate;
 use crate::config::BackendKind;
 use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::ModelInfo;
 use crate::model::{self, LoadOptions};
 use crate::os;
 use crate::scheduler::{Scheduler, SchedulerConfig};
@@ -89,6 +90,14 @@ pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
         return Err(error.with("limit", limit).with("value", budget));
     }
     backend.allocate(step_limits(shared, max_model_len), &kv, num_blocks + 1)?;
+    shared.metrics.describe(ModelInfo {
+        model_name: options.model.display().to_string(),
+        max_model_len,
+        block_size: options.block_size,
+        num_blocks: num_blocks + 1,
+        enable_prefix_caching: options.enable_prefix_caching,
+        cache_dtype: dtype_name(compute).into(),
+    });
     let info = info(shared, &*backend, &kv, compute, num_blocks, max_model_len);
     let scheduler = Scheduler::new(scheduler_config(shared, &kv, num_blocks, max_model_len))?;
     let runner = Runner::new(backend, model, options.block_size, kv.groups.len());
@@ -197,7 +206,7 @@ fn info(
         "model": options.model.display().to_string(),
         "architecture": config.architecture,
         "backend": backend.describe(),
-        "dtype": match compute { ComputeType::F32 => "float32", ComputeType::Bf16 => "bfloat16" },
+        "dtype": dtype_name(compute),
         "vocab_size": config.vocab_size,
         "max_model_len": max_model_len,
         "eos_token_ids": config.eos_token_ids.iter().map(|t| t.0).collect::<Vec<_>>(),
@@ -211,4 +220,11 @@ fn info(
         "enable_prefix_caching": options.enable_prefix_caching,
         "enable_chunked_prefill": options.enable_chunked_prefill,
     })
+}
+
+fn dtype_name(compute: ComputeType) -> &'static str {
+    match compute {
+        ComputeType::F32 => "float32",
+        ComputeType::Bf16 => "bfloat16",
+    }
 }

@@ -16,6 +16,7 @@
 mod admit;
 mod emit;
 mod event;
+mod figures;
 mod handle;
 mod intake;
 mod load;

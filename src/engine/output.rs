@@ -20,9 +20,12 @@ pub(crate) struct Choice {
     pub(crate) prompt: Option<PromptOutput>,
     pub(crate) usage: Usage,
     pub(crate) times: Times,
+    pub(crate) preemptions: u64,
     pub(crate) cumulative_logprob: Option<f32>,
     /// Output is not shown: a request that only scores its prompt (`max_tokens` 0).
     pub(crate) silent: bool,
+    /// An aid for tests: this choice's logits come out as NaN.
+    pub(crate) nan_logits: bool,
 }
 
 /// Turns tokens into text and looks for stop strings.

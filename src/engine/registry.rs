@@ -132,10 +132,9 @@ impl Registry {
         ids
     }
 
-    /// Live requests, and those of them that were never scheduled.
-    pub(crate) fn counts(&self) -> (usize, usize) {
-        let state = self.lock();
-        (state.live.len(), state.queued)
+    /// Live requests.
+    pub(crate) fn num_live(&self) -> usize {
+        self.lock().live.len()
     }
 
     /// Waits until no request is live; false when `deadline` passes first.

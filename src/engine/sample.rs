@@ -82,6 +82,9 @@ impl Row<'_> {
     pub(crate) fn run(&self, logits: &mut [f32]) {
         let made = match &self.task {
             Task::Sample { choice, position } => {
+                if choice.nan_logits {
+                    logits.fill(f32::NAN);
+                }
                 let mut sampler = choice.sampler.lock().unwrap_or_else(PoisonError::into_inner);
                 sampler.sample(logits, *position).map(Made::Token)
             }

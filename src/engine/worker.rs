@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::emit::Outbox;
+use super::figures::StepFigures;
 use super::handle::Shared;
 use super::intake::{self, Admission};
 use super::load::{self, Loaded};
@@ -34,6 +35,8 @@ pub(crate) struct Live {
     pub(crate) ticket: Arc<Ticket>,
     /// The choices that have not ended.
     pub(crate) running: Vec<SeqId>,
+    /// Most tokens of a choice that has ended.
+    pub(crate) longest: u32,
 }
 
 /// The worker's state: everything that a step reads or writes.
@@ -47,6 +50,7 @@ pub(crate) struct Worker {
     pub(crate) next_seq: u64,
     pub(crate) deadlines: BinaryHeap<Reverse<(Instant, RequestId)>>,
     pub(crate) outbox: Outbox,
+    pub(crate) figures: StepFigures,
     /// Full queues, whose sequences wait.
     pub(crate) held: Vec<Arc<EventQueue>>,
     stopping: bool,
@@ -103,6 +107,7 @@ impl Worker {
             next_seq: 1,
             deadlines: BinaryHeap::new(),
             outbox: Outbox::default(),
+            figures: StepFigures::default(),
             held: Vec::new(),
             stopping: false,
             commands: Vec::new(),
@@ -119,6 +124,7 @@ impl Worker {
                 self.publish();
                 return Ok(());
             }
+            let began = Instant::now();
             let batch = self.scheduler.schedule();
             idle = batch.is_none();
             if let Some(batch) = batch {
@@ -128,6 +134,7 @@ impl Worker {
                 self.panic_if_asked(&batch);
                 let results = self.sample(&batch)?;
                 self.emit(&batch, results);
+                self.record_step(began);
             }
             self.publish();
             self.check_integrity()?;
@@ -160,6 +167,11 @@ impl Worker {
 
     /// Marks first schedules, and what the prefix cache gave.
     fn note_admitted(&mut self, batch: &Batch) {
+        for seq in &batch.preempted {
+            if let Some(choice) = self.choices.get_mut(seq) {
+                choice.preemptions += 1;
+            }
+        }
         let now = crate::os::monotonic_ns();
         for &(seq, num_cached_tokens) in &batch.admitted {
             let Some(choice) = self.choices.get_mut(&seq) else { continue };
@@ -203,12 +215,10 @@ impl Worker {
             }
         }
         let outcomes = self.scheduler.postprocess(batch.step, &sampled);
-        let num_outcomes = outcomes.len();
         for outcome in outcomes {
             let record = logprobs.remove(&outcome.id);
             self.emit_token(outcome, record);
         }
-        self.shared.metrics.record_step(batch.num_tokens, num_outcomes);
     }
 
     /// Sends the step's events, one wake-up a queue, and refreshes the figures.
@@ -216,7 +226,7 @@ impl Worker {
         for queue in self.outbox.publish() {
             self.hold_queue(&queue);
         }
-        self.shared.metrics.record_scheduler(&self.scheduler.stats(), self.runner.counters());
+        self.record_gauges();
     }
 
     fn poison_free_blocks(&mut self) {

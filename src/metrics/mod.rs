@@ -4,7 +4,7 @@
 //! so neither ever waits for the other. In the order of a request's life:
 //!
 //! ```text
-//! record_accepted | record_rejected       submit
+//! record_rejected                         submit
 //! set_scheduler, record_step              each step
 //! record_first_token, record_inter_token  each token (or run of tokens) of a choice
 //! record_finished                         each choice
@@ -31,6 +31,8 @@ pub struct Metrics {
     running: Cell,
     waiting: Cell,
     live_requests: Cell,
+    token_rows: Cell,
+    logits_rows: Cell,
     blocks_total: Cell,
     blocks_used: Cell,
     blocks_cached: Cell,
@@ -86,6 +88,8 @@ impl Metrics {
             running: Cell::default(),
             waiting: Cell::default(),
             live_requests: Cell::default(),
+            token_rows: Cell::default(),
+            logits_rows: Cell::default(),
             blocks_total: Cell::default(),
             blocks_used: Cell::default(),
             blocks_cached: Cell::default(),
@@ -111,9 +115,15 @@ impl Metrics {
         let _ = self.info.set(info);
     }
 
-    /// A request was accepted.
-    pub fn record_accepted(&self) {
-        self.live_requests.add(1);
+    /// Requests that have not had their last event, now.
+    pub fn set_live_requests(&self, live: u64) {
+        self.live_requests.set(live);
+    }
+
+    /// Rows that the backend computed since the engine's start: of tokens, and of logits.
+    pub fn set_backend_rows(&self, token_rows: u64, logits_rows: u64) {
+        self.token_rows.set(token_rows);
+        self.logits_rows.set(logits_rows);
     }
 
     /// A request was turned away because the waiting queue was full.
@@ -173,7 +183,6 @@ impl Metrics {
 
     /// A request ended, with all its `n` choices, the longest of `max_generation_tokens` tokens.
     pub fn record_request_finished(&self, n: u32, max_generation_tokens: u64) {
-        self.live_requests.subtract(1);
         self.histograms.params_n.observe(f64::from(n), 1);
         self.histograms.max_num_generation_tokens.observe(max_generation_tokens as f64, 1);
     }
@@ -186,6 +195,8 @@ impl Metrics {
             num_requests_running: self.running.get(),
             num_requests_waiting: self.waiting.get(),
             live_requests: self.live_requests.get(),
+            token_rows: self.token_rows.get(),
+            logits_rows: self.logits_rows.get(),
             kv_blocks_total: total,
             kv_blocks_used: used,
             kv_blocks_cached: self.blocks_cached.get(),

@@ -12,6 +12,10 @@ pub struct Stats {
     pub num_requests_waiting: u64,
     /// Requests accepted and not ended, in any state.
     pub live_requests: u64,
+    /// Rows of tokens that the backend computed, counted inside it.
+    pub token_rows: u64,
+    /// Rows of logits that the backend computed, counted inside it.
+    pub logits_rows: u64,
     /// KV blocks that may hold data; the null block is not one.
     pub kv_blocks_total: u64,
     /// Of those, blocks that a sequence holds.
@@ -87,7 +91,7 @@ pub struct SchedulerGauges {
     pub blocks_used: usize,
     /// Blocks that only the prefix cache holds.
     pub blocks_cached: usize,
-    /// Blocks that can be taken, cached ones included.
+    /// Blocks that hold nothing of use. Free, used and cached add up to the total.
     pub blocks_free: usize,
     /// Preemptions, in total.
     pub preemptions: u64,

@@ -24,6 +24,8 @@ pub(crate) fn options(name: &str) -> EngineOptions {
     options.cpu_threads = Some(2);
     options.num_kv_blocks = Some(256);
     options.debug.check_integrity = true;
+    let has = |file: &str| options.model.join(file).exists();
+    options.skip_tokenizer = !has("tokenizer.json") && !has("vocab.json");
     options
 }
 
