@@ -7,5 +7,7 @@
 mod messages;
 mod python;
 mod template;
+#[cfg(test)]
+mod tests;
 
 pub use template::ChatTemplate;

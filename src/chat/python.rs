@@ -366,3 +366,20 @@ fn days_of(year: i64, month: u64, day: u64) -> i64 {
     let in_year = BEFORE[month as usize - 1] + i64::from(leap && month > 2) + day as i64 - 1;
     (year - 1970) * 365 + leap_days + in_year
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        let at = |seconds, format| strftime(format, seconds).unwrap();
+        assert_eq!(at(0, "%F %T %A %j"), "1970-01-01 00:00:00 Thursday 001");
+        assert_eq!(at(951_827_696, "%d %b %Y, %H:%M:%S"), "29 Feb 2000, 12:34:56");
+        assert_eq!(
+            at(1_735_689_599, "%A %B %-d, %y %I %p %j"),
+            "Tuesday December 31, 24 11 PM 366"
+        );
+        assert_eq!(at(4_107_542_400, "%F"), "2100-03-01");
+    }
+}

@@ -210,7 +210,7 @@ impl ChatTemplate {
         }
         set("messages", Jinja::from(Serde(messages)));
         set("add_generation_prompt", Jinja::from(chat.add_generation_prompt));
-        Ok(variables.into_iter().collect())
+        Ok(Jinja::from_pairs(variables))
     }
 
     fn run(&self, name: &str, context: Jinja) -> Result<String> {

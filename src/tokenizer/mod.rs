@@ -136,13 +136,15 @@ impl Tokenizer {
     /// `INVALID_ARGUMENT` for an empty word.
     pub fn bad_word_sequences(&self, word: &str) -> Result<Vec<Vec<TokenId>>> {
         let trimmed = word.trim_start();
-        // A word of spaces alone is taken as it stands.
-        let bare = self.encode(if trimmed.is_empty() { word } else { trimmed }, false)?;
-        if bare.is_empty() {
+        if word.is_empty() {
             return Err(Error::invalid("bad_words", "bad_words cannot contain an empty string."));
         }
+        if trimmed.is_empty() {
+            return Ok(vec![self.encode(word, false)?]);
+        }
+        let bare = self.encode(trimmed, false)?;
         let spaced = self.encode(&format!(" {trimmed}"), false)?;
-        let another = spaced.len() == bare.len() && spaced[0] != bare[0];
+        let another = spaced.len() == bare.len() && spaced.first() != bare.first();
         Ok(if another { vec![bare, spaced] } else { vec![bare] })
     }
 

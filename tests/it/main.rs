@@ -13,4 +13,5 @@ mod scheduler_properties;
 mod scheduler_rules;
 mod scheduler_simulator;
 mod support;
+mod text;
 mod tidy;
