@@ -15,6 +15,7 @@ use crate::support::folder::{
     TempDir, edit_header, edit_json, edit_tensor, entry, safetensors, set_fields,
 };
 use crate::support::golden::folder;
+use crate::support::log::warnings;
 
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -201,6 +202,27 @@ fn nan_and_infinity() {
         |dir: &TempDir| edit_tensor(&dir.join(WEIGHTS), name, |w| w[192 * 3 + 100] = f32::INFINITY);
     check("gpt2", damage, ErrorKind::ModelFormat, &[name, "inf", "[3, 100]"]);
 }
+
+#[test]
+fn tensors_that_nobody_uses_are_warned_of() {
+    for case in CASES_WITHOUT_SURPRISES {
+        assert_eq!(warnings(|| load(&folder(case)).unwrap()), Vec::<String>::new(), "{case}");
+    }
+    let copy = TempDir::copy_of(&folder("llama2"));
+    edit_header(&copy.join(WEIGHTS), |h| {
+        for i in 0..6 {
+            h[format!("model.layers.{i}.self_attn.q_proj.bias")] = entry("F32", &[0], [0, 0]);
+        }
+    });
+    let warnings = warnings(|| load(copy.path()).unwrap());
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    for part in ["model.layers.0.self_attn.q_proj.bias", "and 2 more", "count=6"] {
+        assert!(warnings[0].contains(part), "{warnings:?}");
+    }
+}
+
+/// Masks of `gpt2-base` are known buffers.
+const CASES_WITHOUT_SURPRISES: &[&str] = &["gpt2", "gpt2-base", "llama2-sharded", "qwen3"];
 
 #[test]
 fn missing_files() {
