@@ -67,6 +67,8 @@ pub struct TransposedRows {
     dtype: DType,
     rows: usize,
     cols: usize,
+    /// About the most bytes of a stripe.
+    stripe_bytes: usize,
     stripe: RefCell<Stripe>,
 }
 
@@ -78,7 +80,7 @@ struct Stripe {
     data: Vec<u8>,
 }
 
-/// About the most bytes of a stripe.
+/// Value of `stripe_bytes`.
 const STRIPE_BYTES: usize = 16 << 20;
 
 impl TransposedRows {
@@ -87,8 +89,14 @@ impl TransposedRows {
         let [cols, rows] = tensor.shape[..] else {
             panic!("the caller compared the shape with one of two dimensions");
         };
-        let stripe = RefCell::default();
-        Ok(Self { dtype: float_dtype(tensor)?, tensor: tensor.clone(), rows, cols, stripe })
+        Ok(Self {
+            dtype: float_dtype(tensor)?,
+            tensor: tensor.clone(),
+            rows,
+            cols,
+            stripe_bytes: STRIPE_BYTES,
+            stripe: RefCell::default(),
+        })
     }
 
     fn load_stripe(&self, rows: Range<usize>, stripe: &mut Stripe) -> Result<()> {
@@ -139,7 +147,7 @@ impl RowSource for TransposedRows {
         let row_bytes = self.cols * self.dtype.size();
         let mut stripe = self.stripe.borrow_mut();
         if rows.start < stripe.rows.start || rows.end > stripe.rows.end {
-            let wanted = (STRIPE_BYTES / row_bytes.max(1)).max(rows.len());
+            let wanted = (self.stripe_bytes / row_bytes.max(1)).max(rows.len());
             let end = (rows.start + wanted).min(self.rows);
             self.load_stripe(rows.start..end, &mut stripe)?;
         }
@@ -228,3 +236,56 @@ fn find_u16(raw: &[u8], exponent: u16) -> Option<usize> {
 
 /// Elements that are checked without an exit.
 const CHUNK: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::path::{Path, PathBuf};
+
+    use crate::weights::Checkpoint;
+
+    /// GPT-2's first feed-forward weight, `[48, 192]` in the file.
+    fn tensor() -> Tensor {
+        let dir: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gpt2");
+        Checkpoint::open(&dir).unwrap().get("transformer.h.0.mlp.c_fc.weight").unwrap().clone()
+    }
+
+    fn rows_of(source: &dyn RowSource, rows: Range<usize>) -> Vec<f32> {
+        let mut raw = vec![0; rows.len() * source.cols() * 4];
+        source.read_rows(rows, &mut raw).unwrap();
+        let mut values = vec![0.0; raw.len() / 4];
+        widen(DType::F32, &raw, &mut values);
+        values
+    }
+
+    #[test]
+    fn transposed_rows_are_columns_in_any_pieces() {
+        let plain = rows_of(&TensorRows::new(&tensor()).unwrap(), 0..48);
+        for stripe_bytes in [1, 48 * 4 * 10, STRIPE_BYTES] {
+            let source = TransposedRows { stripe_bytes, ..TransposedRows::new(&tensor()).unwrap() };
+            assert_eq!((source.rows(), source.cols()), (192, 48));
+            for rows in [0..7, 7..20, 20..20, 15..40, 0..192, 191..192, 3..4] {
+                let turned = rows_of(&source, rows.clone());
+                for (i, row) in rows.enumerate() {
+                    for col in 0..48 {
+                        assert_eq!(turned[i * 48 + col], plain[col * 192 + row]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_bad_element_is_found_in_any_chunk() {
+        for at in [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 77] {
+            let mut raw = vec![0x11; 4 * (2 * CHUNK + 100)];
+            raw[at * 4..at * 4 + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+            assert_eq!(find_u32(&raw, 0x7f80_0000), Some(at));
+            let mut raw = vec![0x11; 2 * (2 * CHUNK + 100)];
+            assert_eq!(find_u16(&raw, 0x7f80), None);
+            raw[at * 2..at * 2 + 2].copy_from_slice(&half::bf16::INFINITY.to_le_bytes());
+            assert_eq!(find_u16(&raw, 0x7f80), Some(at));
+        }
+    }
+}

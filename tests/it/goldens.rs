@@ -11,10 +11,11 @@ use vrust::model::{self, LoadOptions, ModelConfig};
 use crate::support::golden::{Golden, Place, Prompt, folder};
 use crate::support::runner::{Runner, argmax, log_softmax};
 
-/// Most that a logprob may differ in float32.
-pub(crate) const TOLERANCE: f64 = 1e-3;
-/// Most that logprobs may differ in bfloat16 on average.
-const MEAN_TOLERANCE_BF16: f64 = 0.02;
+/// Most that a logprob may differ in float32. transformers differs from itself in float64 by up to
+/// 2e-5 on these models; the smallest mistake of `mutations` makes 1e-3.
+pub(crate) const TOLERANCE: f64 = 2e-4;
+/// Most that logprobs may differ from float32 in bfloat16, on average.
+const MEAN_TOLERANCE_BF16: f64 = 0.03;
 
 const CASES: &[&str] = &[
     "gpt2",
@@ -53,7 +54,7 @@ fn reference_is_the_same_chunked_and_whole() {
 }
 
 #[test]
-fn reference_in_bf16_is_near_transformers() {
+fn reference_in_bf16_rounds_no_more_than_transformers() {
     check_bf16(reference, "qwen3-bf16");
 }
 
@@ -148,22 +149,30 @@ fn check_chunked(make: MakeBackend, case: &str) {
     }
 }
 
-/// Along the float32 tokens, logprobs are near those that transformers has in bfloat16.
+/// Along the float32 tokens: logprobs are nearer to float32 than those that transformers has in
+/// bfloat16, because residuals, norms, softmax and logits stay f32 here; and the distance to
+/// transformers' bfloat16 is what two independent roundings explain.
 fn check_bf16(make: MakeBackend, case: &str) {
-    let (golden, mut differences) = (Golden::read(&folder(case)), Vec::new());
+    let golden = Golden::read(&folder(case));
     let config = config_of(&folder(case));
     let mut backend = make(ComputeType::Bf16);
     let mut runner = Runner::load(&folder(case), &config, &mut *backend).unwrap();
+    let (mut own, mut theirs, mut between, mut count) = (0.0, 0.0, 0.0, 0.0);
     for (prompt, bf16) in golden.prompts.iter().zip(&golden.bfloat16) {
         let logits = forced(&mut runner, prompt);
-        let first = prompt.prompt().len() - 1;
-        for (place, logits) in bf16.steps.iter().zip(&logits[first..]) {
-            differences.push((log_softmax(logits)[place.id as usize] - place.logprob).abs());
+        let logits = &logits[prompt.prompt().len() - 1..];
+        for ((exact, bf16), logits) in prompt.steps.iter().zip(&bf16.steps).zip(logits) {
+            let logprob = log_softmax(logits)[exact.id as usize];
+            own += (logprob - exact.logprob).abs();
+            theirs += (bf16.logprob - exact.logprob).abs();
+            between += (logprob - bf16.logprob).abs();
+            count += 1.0;
         }
     }
-    assert!(!differences.is_empty(), "{case} has goldens in bfloat16");
-    let mean = differences.iter().sum::<f64>() / differences.len() as f64;
-    assert!(mean <= MEAN_TOLERANCE_BF16, "{case}: logprobs differ by {mean} on average");
+    assert!(count > 0.0, "{case} has goldens in bfloat16");
+    let (own, theirs, between) = (own / count, theirs / count, between / count);
+    assert!(own <= MEAN_TOLERANCE_BF16.min(theirs), "{case}: off by {own}, they by {theirs}");
+    assert!(between <= 1.2 * own.hypot(theirs), "{case}: {between}, from {own} and {theirs}");
 }
 
 pub(crate) fn config_of(dir: &Path) -> ModelConfig {

@@ -2,4 +2,5 @@
 
 pub(crate) mod folder;
 pub(crate) mod golden;
+pub(crate) mod log;
 pub(crate) mod runner;
