@@ -250,7 +250,7 @@ impl Page {
         let bounds = histogram.bounds();
         // Buckets that no sequence can reach are left out; the last one holds their counts anyway.
         let is_shown = |&&bound: &&f64| bound <= self.max_model_len as f64;
-        let shown = match std::ptr::eq(bounds, TOKENS) && self.max_model_len > 0 {
+        let shown = match bounds == TOKENS && self.max_model_len > 0 {
             true => bounds.iter().take_while(is_shown).count(),
             false => bounds.len(),
         };

@@ -232,3 +232,7 @@ fn sorted(ids: &[TokenId]) -> Result<Vec<TokenId>> {
     sorted.dedup();
     Ok(sorted)
 }
+
+#[cfg(test)]
+#[path = "resolved_tests.rs"]
+mod tests;

@@ -40,7 +40,7 @@ impl Noise {
         let mut best = (score(first.value, self.bits(first.id)), first.id);
         for c in candidates {
             let bits = self.bits(c.id);
-            if bits >= bits_below(fast_exp(c.value - best.0 as f32) * SLACK) {
+            if bits >= winning_bits(c.value, best.0) {
                 continue;
             }
             let score = score(c.value, bits);
@@ -62,7 +62,7 @@ impl Noise {
         let first = maxima.argmax(logits);
         let mut best = (score(0.0, self.bits(first)), first);
         for (c, (chunk, &largest)) in logits.chunks(CHUNK).zip(maxima.chunks()).enumerate() {
-            let bound = bits_below(fast_exp(scale(largest) - best.0 as f32) * SLACK);
+            let bound = winning_bits(scale(largest), best.0);
             if bound == 0 {
                 continue;
             }
@@ -83,22 +83,27 @@ impl Noise {
 
     /// The uniform variable of `id`, as an integer below `2^52`.
     #[inline(always)]
-    fn bits(self, id: TokenId) -> u64 {
+    pub(super) fn bits(self, id: TokenId) -> u64 {
         mix(self.key.wrapping_add(u64::from(id.0).wrapping_mul(STEP))) >> (64 - BITS)
     }
 }
 
 /// `z` plus Gumbel noise: `z - ln(-ln(1 - v))`, where `v` is uniform in (0, 1). Small `v` wins, and
 /// small numbers are where floats are fine-grained, so the tail of the distribution is not lost.
-fn score(z: f32, bits: u64) -> f64 {
+pub(super) fn score(z: f32, bits: u64) -> f64 {
     let v = (2 * bits + 1) as f64 * (0.5f64).powi(BITS as i32 + 1);
     f64::from(z) - (-(-v).ln_1p()).ln()
 }
 
-/// How many of the integers below `2^52` stand for a uniform variable below `v`.
-fn bits_below(v: f32) -> u64 {
-    let scaled = f64::from(v) * 2.0f64.powi(BITS as i32) + 0.5;
-    if scaled >= 2.0f64.powi(BITS as i32) { 1 << BITS } else { scaled as u64 }
+/// Only below this many can the uniform variable of a token with scaled logit `z` be, as an
+/// integer, if its score is to reach `best`.
+#[inline(always)]
+fn winning_bits(z: f32, best: f64) -> u64 {
+    // The difference in f64, lest the scores' magnitude eat the digits that SLACK makes up for.
+    let lead = (f64::from(z) - best).min(0.0) as f32;
+    let v = f64::from(fast_exp(lead) * SLACK);
+    let all = 2.0f64.powi(BITS as i32);
+    (v * all + 0.5).min(all) as u64
 }
 
 /// A bijection of 64-bit words in which every input bit changes about half of the output's
