@@ -248,6 +248,7 @@ impl Simulator {
         assert_eq!(rows, batch.num_tokens);
         assert!(rows <= self.config.max_num_batched_tokens);
         assert!(batch.seqs.len() <= self.config.max_num_seqs);
+        self.check_nobody_was_forgotten(batch);
         let stats = self.scheduler.stats();
         let mut order = self.running.iter();
         for s in &batch.seqs {
@@ -274,6 +275,20 @@ impl Simulator {
             let seq = &self.seqs[&id];
             assert!(hits < seq.tokens.len() && hits % self.config.block_size == 0);
             assert!(hits == 0 || self.config.enable_prefix_caching && !seq.new.skip_cache_read);
+        }
+    }
+
+    /// A step with room to spare has a part of every sequence that runs and has nothing in flight.
+    fn check_nobody_was_forgotten(&self, batch: &Batch) {
+        if batch.num_tokens >= self.config.max_num_batched_tokens
+            || batch.seqs.len() >= self.config.max_num_seqs
+        {
+            return;
+        }
+        let batches = || self.in_flight.iter().map(|flight| &flight.batch).chain([batch]);
+        for id in self.running.iter().filter(|id| !self.seqs[id].held) {
+            let busy = batches().any(|batch| batch.seqs.iter().any(|s| s.id == *id));
+            assert!(busy, "{id} was forgotten in {batch:?}");
         }
     }
 
