@@ -21,8 +21,9 @@ from stories import raw_story, story
 HERE = Path(__file__).resolve().parent
 SUM = re.compile(r"(\d+)\s*(\+|-|plus|minus|and|added to|take away)\s*(\d+)")
 SYSTEMS = ["You are a helpful assistant.", "You are a friendly helper.", "Answer the question.",
-           "You are a helpful AI assistant.", "You are a small demo model.", "Be helpful and brief.",
-           "You are a teacher who explains things simply.", "You are a chatbot."]
+           "You are a helpful AI assistant.", "You are a small demo model.",
+           "Be helpful and brief.", "You are a teacher who explains things simply.",
+           "You are a chatbot."]
 PREFIXES = ["Please tell me: ", "Question: ", "Tell me: ", "I have a question. ", "Hi! ", "Hello, ",
             "Can you help me? ", "I would like to know: ", "Quick: ", "One more thing: ", "Hey, ",
             "Now tell me: ", "Next question: ", "I wonder: "]
@@ -80,7 +81,8 @@ def _table(rng, table, questions, answer, raws=()):
     """Draw an entry of a table and a phrasing; return ``(question, answer, raw or None)``."""
     key = rng.choice(list(table))
     value = table[key]
-    fields = {"k": key, "v": value, "K": key[0].upper() + key[1:], "V": value[0].upper() + value[1:],
+    fields = {"k": key, "v": value,
+              "K": key[0].upper() + key[1:], "V": value[0].upper() + value[1:],
               "ak": article(key), "av": article(value), "Ak": article(key).capitalize(),
               "pk": plural(key), "Pk": plural(key).capitalize()}
     raw = rng.choice(raws) if raws else None
@@ -219,7 +221,8 @@ def category(rng):
             "In which category is {k}?", "What type of thing is {k}?"], "{K} is {av}.")
     key = rng.choice(list(table))
     guess = table[key] if rng.random() < 0.5 else rng.choice(sorted(set(table.values())))
-    question = rng.choice(["Is {k} {av}?", "Would you call {k} {av}?", "Is it true that {k} is {av}?"])
+    question = rng.choice(["Is {k} {av}?", "Would you call {k} {av}?",
+                           "Is it true that {k} is {av}?"])
     verdict = "Yes" if guess == table[key] else "No"
     return (question.format(k=key, av=article(guess)),
             f"{verdict}, {key} is {article(table[key])}.", None)

@@ -85,9 +85,10 @@ CATEGORIES = _pairs("""
 rose:flower; tulip:flower; daisy:flower; apple:fruit; banana:fruit; pear:fruit; cherry:fruit;
 carrot:vegetable; potato:vegetable; onion:vegetable; dog:animal; cat:animal; lion:animal;
 horse:animal; eagle:bird; owl:bird; crow:bird; salmon:fish; shark:fish; oak:tree; pine:tree;
-hammer:tool; saw:tool; piano:musical instrument; guitar:musical instrument; violin:musical instrument;
-car:vehicle; bus:vehicle; bicycle:vehicle; Mars:planet; Venus:planet; gold:metal; iron:metal;
-silver:metal; red:colour; blue:colour; chess:game; football:sport; tennis:sport; ant:insect;
+hammer:tool; saw:tool; piano:musical instrument; guitar:musical instrument;
+violin:musical instrument; car:vehicle; bus:vehicle; bicycle:vehicle; Mars:planet;
+Venus:planet; gold:metal; iron:metal; silver:metal; red:colour; blue:colour; chess:game;
+football:sport; tennis:sport; ant:insect;
 bee:insect; beetle:insect
 """)
 
@@ -131,7 +132,8 @@ MISC = [
     (["Count down from 5.", "Count backwards from five."], "5, 4, 3, 2, 1."),
     (["List the days of the week.", "Name the days of the week.", "What are the days of the week?"],
      "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday."),
-    (["List the months of the year.", "Name the months of the year.", "What are the twelve months?"],
+    (["List the months of the year.", "Name the months of the year.",
+      "What are the twelve months?"],
      "January, February, March, April, May, June, July, August, September, October, November, "
      "December."),
     (["Name three colours.", "List three colours.", "Tell me three colors."],
