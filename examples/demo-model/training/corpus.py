@@ -281,7 +281,7 @@ def numbers(rng):
 
 def arithmetic(rng):
     """Ask for a sum or a difference of numbers under one hundred."""
-    limit = rng.choice([10, 20, 50, 100])
+    limit = rng.choice([10, 20, 50, 50, 100])
     a, b = rng.randrange(limit), rng.randrange(limit)
     if rng.random() < 0.1:
         a = rng.randrange(10)
@@ -357,7 +357,7 @@ def completion(rng):
     return opening, opening + ending, (opening, ending)
 
 
-KINDS = [(arithmetic, 30), (capital, 9), (country, 4), (continent, 4), (language, 4), (colour, 5),
+KINDS = [(arithmetic, 42), (capital, 9), (country, 4), (continent, 4), (language, 4), (colour, 5),
          (opposite, 6), (sound, 3), (baby, 3), (legs, 3), (plurals, 4), (past, 4), (spelling, 4),
          (category, 4), (sides, 1.5), (calendar, 5), (numbers, 4), (topic, 16), (misc, 5),
          (small_talk, 4), (introduction, 2.5), (tale, 5), (completion, 1.5)]

@@ -94,16 +94,18 @@ def save_checkpoint(path, model, optimizer, progress):
 def main():
     """Train, with checkpoints, and export the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=55, help="training time in all")
+    parser.add_argument("--minutes", type=float, default=70, help="training time in all")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--runs", type=Path, default=Path("/tmp/demo-model-run"),
                         help="folder of the checkpoint and the log")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the exported model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
+    parser.add_argument("--batch", type=int, default=2048, help="tokens in a batch")
     parser.add_argument("--chunk", type=int, default=8000, help="documents drawn at a time")
     parser.add_argument("--save-every", type=float, default=120, help="seconds")
+    parser.add_argument("--export", action="store_true",
+                        help="only export the checkpoint, even of an unfinished training")
     parser.add_argument("--bf16", action="store_true", help="train with bfloat16 autocast")
     options = parser.parse_args()
 
@@ -111,6 +113,9 @@ def main():
     torch.manual_seed(0)
     options.runs.mkdir(parents=True, exist_ok=True)
     checkpoint = options.runs / "checkpoint.pt"
+    if options.export:
+        export(torch.load(checkpoint, weights_only=True)["model"], options.out)
+        return
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     model = create()
     decayed = [p for p in model.parameters() if p.dim() > 1]
