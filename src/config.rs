@@ -66,6 +66,10 @@ pub struct DebugOptions {
     pub shuffle_blocks: Option<u64>,
     /// Checks the scheduler's and the cache's invariants after every step.
     pub check_integrity: bool,
+    /// Panics in the worker at this step, to show what a bug does to the host.
+    pub panic_at_step: Option<u64>,
+    /// Turns the logits of requests with this `user_data` into NaN.
+    pub nan_logits_for: Option<u64>,
 }
 
 /// Options of an engine. `None` means "the engine decides".

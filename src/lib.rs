@@ -13,6 +13,7 @@ pub mod ids;
 pub mod kv_cache;
 pub mod metrics;
 pub mod model;
+mod os;
 pub mod request;
 pub mod sampling;
 pub mod scheduler;

@@ -2,10 +2,10 @@
 
 #[cfg(not(feature = "shuttle"))]
 pub(crate) use std::{
-    hint, sync::Arc, sync::Condvar, sync::Mutex, sync::MutexGuard, sync::atomic, thread,
+    sync::Arc, sync::Condvar, sync::Mutex, sync::MutexGuard, sync::atomic, thread,
 };
 
 #[cfg(feature = "shuttle")]
 pub(crate) use shuttle::{
-    hint, sync::Arc, sync::Condvar, sync::Mutex, sync::MutexGuard, sync::atomic, thread,
+    sync::Arc, sync::Condvar, sync::Mutex, sync::MutexGuard, sync::atomic, thread,
 };

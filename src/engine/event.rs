@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::ids::{RequestId, TokenId};
-use crate::request::FinishReason;
+use crate::request::{FinishReason, TokenLogprobs};
 
 /// One event. Events of one (request, choice) arrive in order; exactly one event of an accepted
 /// request, its last, has `last` set.
@@ -48,26 +48,6 @@ pub struct Delta {
     pub token_ids: Vec<TokenId>,
     /// One record a token, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
-}
-
-/// The log probability of a token, and of the most likely ones at its place.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenLogprobs {
-    /// The token itself. A prompt's first token has none.
-    pub chosen: Option<Logprob>,
-    /// The most likely tokens, best first.
-    pub top: Vec<Logprob>,
-}
-
-/// A token's log probability under the model's own distribution (before penalties and such).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Logprob {
-    /// The token.
-    pub token_id: TokenId,
-    /// Natural logarithm of its probability.
-    pub logprob: f32,
-    /// 1 for the most likely token.
-    pub rank: u32,
 }
 
 /// How a choice ended.

@@ -1,13 +1,22 @@
 //! A request: what the caller sent.
 
+mod logprob;
 mod params;
+mod resolved;
 mod validate;
 
-pub use params::{MAX_LOGIT_BIAS, MAX_N, MAX_STOP_STRINGS, SamplingDefaults, SamplingParams};
-pub use validate::Limits;
+pub use logprob::{Logprob, TokenLogprobs};
+pub use params::{
+    DEFAULT_MAX_TOKENS, MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_N, MAX_STOP_STRINGS, SamplingDefaults,
+    SamplingParams,
+};
+pub use resolved::ResolvedParams;
+pub use validate::{Limits, validate_prompt};
 
 use std::time::Duration;
 
+use crate::config::SchedulingPolicy;
+use crate::error::{Error, Result};
 use crate::ids::TokenId;
 
 /// Input of a request.
@@ -72,6 +81,62 @@ impl Request {
             echo: false,
             add_special_tokens: true,
         }
+    }
+
+    /// Whether the request is a chat.
+    pub fn is_chat(&self) -> bool {
+        matches!(self.input, Input::Chat(_))
+    }
+
+    /// Whether the request wants tokens; one of `max_tokens` 0 only scores its prompt.
+    pub fn generates(&self) -> bool {
+        self.params.max_tokens != Some(0)
+    }
+
+    /// Checks what the caller set, as far as that can be done before the input is tokenized.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for the first thing out of range, `CONTEXT_LENGTH` for a token prompt
+    /// that is too long.
+    pub fn validate(&self, limits: &Limits, policy: SchedulingPolicy) -> Result<()> {
+        if self.echo {
+            self.params.validate_ranges(limits)?;
+        } else {
+            self.params.validate(limits)?;
+        }
+        if self.priority != 0 && policy == SchedulingPolicy::Fcfs {
+            let message = format!(
+                "priority must be 0 unless the scheduling policy is priority, got {}.",
+                self.priority
+            );
+            let error = Error::invalid("priority", message);
+            return Err(error.with("limit", 0).with("value", self.priority));
+        }
+        if let Some(salt) = &self.cache_salt {
+            validate::check_cache_salt(salt)?;
+        }
+        match &self.input {
+            Input::Tokens(prompt) => validate_prompt(prompt, limits, self.generates()),
+            Input::Text(_) | Input::Chat(_) => Ok(()),
+        }
+    }
+
+    /// The parameters with every default filled in, for a prompt of `prompt_len` tokens. Asking
+    /// for `echo` and `logprobs` asks for the prompt's logprobs too.
+    ///
+    /// # Errors
+    /// As [`SamplingParams::resolve`].
+    pub fn resolve(
+        &self,
+        defaults: &SamplingDefaults,
+        limits: &Limits,
+        prompt_len: usize,
+    ) -> Result<ResolvedParams> {
+        let mut params = self.params.resolve(defaults, limits, self.is_chat(), prompt_len)?;
+        if self.echo {
+            params.prompt_logprobs = params.prompt_logprobs.or(params.logprobs);
+        }
+        Ok(params)
     }
 }
 

@@ -8,6 +8,10 @@ use crate::ids::TokenId;
 pub const MAX_STOP_STRINGS: usize = 4;
 /// Most choices of a request.
 pub const MAX_N: u32 = 16_384;
+/// Most bad words of a request, and most token sequences that they may turn into.
+pub const MAX_BAD_WORDS: usize = 128;
+/// Tokens that a text request generates when neither it nor the model says how many.
+pub const DEFAULT_MAX_TOKENS: u32 = 16;
 /// Bound on the magnitude of a logit bias; larger ones are clamped.
 pub const MAX_LOGIT_BIAS: f32 = 100.0;
 

@@ -1,0 +1,60 @@
+# vrust. `make demo` and `make test` are the two promises; `make help` lists the rest.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+CC ?= cc
+MODEL ?= examples/demo-model
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+BUILD := build
+
+.PHONY: help setup build demo test test-long bench header fmt clean
+
+help:
+	@echo "make build      build/lib/libvrust.{so,a}, build/include/vrust/vrust.h"
+	@echo "make demo       build, then stream several prompts from the demo model in C"
+	@echo "make test       every test, with the time of each stage"
+	@echo "make test-long  long property, stress and Valgrind runs"
+	@echo "make bench      the benchmarks of BENCHMARKS.md"
+	@echo "make header     generate include/vrust/vrust.h"
+
+# What building needs; says in one line what is missing.
+setup:
+	@tests/setup.sh build
+
+build: setup
+	@echo "building libvrust $(VERSION) (release; the first build takes a few minutes)"
+	@$(CARGO) build --release --lib
+	@mkdir -p $(BUILD)/lib/pkgconfig $(BUILD)/include/vrust $(BUILD)/bin
+	@cp -f target/release/libvrust.so $(BUILD)/lib/libvrust.so.$(VERSION)
+	@ln -sf libvrust.so.$(VERSION) $(BUILD)/lib/libvrust.so.0
+	@ln -sf libvrust.so.0 $(BUILD)/lib/libvrust.so
+	@cp -f target/release/libvrust.a $(BUILD)/lib/
+	@cp -f include/vrust/vrust.h $(BUILD)/include/vrust/
+	@sed -e 's/@VERSION@/$(VERSION)/' cmake/vrust.pc.in > $(BUILD)/lib/pkgconfig/vrust.pc
+
+demo: build
+	@$(CC) -std=c99 -D_POSIX_C_SOURCE=200809L -O2 -Wall -Wextra -I$(BUILD)/include \
+		examples/c/demo.c -o $(BUILD)/bin/demo -L$(BUILD)/lib -lvrust \
+		-Wl,-rpath,'$$ORIGIN/../lib'
+	@$(BUILD)/bin/demo $(MODEL)
+
+test:
+	@tests/setup.sh test
+	@tests/run.sh
+
+test-long:
+	@tests/setup.sh test
+	@tests/run.sh long
+
+bench: setup
+	@$(CARGO) bench --bench batching
+	@$(CARGO) bench --bench overhead
+
+header:
+	@$(CARGO) run --quiet --manifest-path tests/tools/header/Cargo.toml -- include/vrust/vrust.h
+
+fmt:
+	@$(CARGO) fmt
+
+clean:
+	@rm -rf $(BUILD) target

@@ -1,0 +1,230 @@
+//! Loading: tokenizer, weights, KV cache, scheduler, in that order, with progress.
+
+use serde_json::{Value, json};
+
+use super::event::EventKind;
+use super::handle::{Shared, engine_event};
+use super::runner::{MAX_LOGITS_ROWS, Runner};
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::reference::ReferenceBackend;
+use crate::backend::{Backend, ComputeType, KvSpec, StepLimits};
+use crate::chat::ChatTemplate;
+use crate::config::BackendKind;
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::ModelInfo;
+use crate::model::{self, LoadOptions};
+use crate::os;
+use crate::scheduler::{Scheduler, SchedulerConfig};
+use crate::sync::Arc;
+use crate::tokenizer::Tokenizer;
+
+/// Largest default KV cache, bytes.
+const DEFAULT_KV_BYTES: u64 = 4 << 30;
+
+/// What the worker runs on.
+pub(crate) struct Loaded {
+    pub(crate) runner: Runner,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) max_model_len: usize,
+    pub(crate) info: Value,
+}
+
+/// Opens the tokenizer and the chat template.
+pub(crate) fn load_text(shared: &Shared) -> Result<()> {
+    let options = &shared.options;
+    if options.skip_tokenizer {
+        return Ok(());
+    }
+    let dir = options.tokenizer.as_ref().unwrap_or(&options.model);
+    let tokenizer = Arc::new(Tokenizer::open(dir)?);
+    let template = match &options.chat_template {
+        Some(source) => Some(ChatTemplate::from_source(source, &tokenizer)?),
+        None => ChatTemplate::from_dir(dir, &tokenizer)?,
+    };
+    if let Some(template) = template {
+        // Set once, here; nobody else writes it.
+        let _ = shared.template.set(Arc::new(template));
+    }
+    let _ = shared.tokenizer.set(tokenizer);
+    Ok(())
+}
+
+/// Loads the weights and allocates everything that steps need.
+pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
+    let options = &shared.options;
+    let config = &shared.config;
+    let compute = config.compute_type(options.dtype);
+    let mut backend = make_backend(shared, compute)?;
+    let mut reported = 0;
+    let mut progress = |fraction: f32| {
+        if shared.is_stopping() {
+            return Err(Error::new(ErrorKind::Cancelled, "loading was cancelled by a shutdown"));
+        }
+        let percent = (fraction * 99.0) as u32;
+        if percent > reported {
+            reported = percent;
+            let event = engine_event(EventKind::Load(percent as f32 / 100.0));
+            shared.default_queue.publish([event]);
+        }
+        Ok(())
+    };
+    progress(0.0)?;
+    let load_options = LoadOptions {
+        dir: &options.model,
+        load_format: options.load_format,
+        seed: options.seed,
+        max_model_len: options.max_model_len,
+    };
+    let model = model::load(config, &load_options, &mut *backend, &mut progress)?;
+
+    let kv = config.kv_spec(options.block_size);
+    let num_blocks = num_kv_blocks(shared, backend.kv_block_bytes(&kv))?;
+    let max_model_len = max_model_len(shared, num_blocks)?;
+    if !options.enable_chunked_prefill && options.max_num_batched_tokens < max_model_len {
+        let (budget, limit) = (options.max_num_batched_tokens, max_model_len);
+        let message = format!(
+            "max_num_batched_tokens: must be at least max_model_len ({limit}) without chunked \
+             prefill, got {budget}"
+        );
+        let error = Error::invalid("max_num_batched_tokens", message);
+        return Err(error.with("limit", limit).with("value", budget));
+    }
+    backend.allocate(step_limits(shared, max_model_len), &kv, num_blocks + 1)?;
+    shared.metrics.describe(ModelInfo {
+        model_name: options.model.display().to_string(),
+        max_model_len,
+        block_size: options.block_size,
+        num_blocks: num_blocks + 1,
+        enable_prefix_caching: options.enable_prefix_caching,
+        cache_dtype: dtype_name(compute).into(),
+    });
+    let info = info(shared, &*backend, &kv, compute, num_blocks, max_model_len);
+    let scheduler = Scheduler::new(scheduler_config(shared, &kv, num_blocks, max_model_len))?;
+    let runner = Runner::new(backend, model, options.block_size, kv.groups.len());
+    Ok(Loaded { runner, scheduler, max_model_len, info })
+}
+
+fn make_backend(shared: &Shared, compute: ComputeType) -> Result<Box<dyn Backend>> {
+    let options = &shared.options;
+    Ok(match options.backend {
+        BackendKind::Reference => Box::new(ReferenceBackend::new(compute)),
+        BackendKind::Cpu => Box::new(CpuBackend::new(CpuOptions {
+            compute,
+            threads: options.cpu_threads,
+            isa: options.cpu_isa,
+            pin: options.cpu_pin_threads,
+        })?),
+    })
+}
+
+/// Blocks of the pool, the null block not counted.
+fn num_kv_blocks(shared: &Shared, block_bytes: usize) -> Result<usize> {
+    let options = &shared.options;
+    if let Some(blocks) = options.num_kv_blocks {
+        return Ok(blocks);
+    }
+    let budget = options
+        .kv_cache_memory_bytes
+        .unwrap_or_else(|| DEFAULT_KV_BYTES.min(os::memory_limit() / 4));
+    let blocks = (budget / block_bytes as u64) as usize;
+    if blocks == 0 {
+        let message = format!(
+            "kv_cache_memory_bytes: {budget} bytes hold no KV block; one of {} tokens takes \
+             {block_bytes} bytes",
+            options.block_size
+        );
+        return Err(Error::new(ErrorKind::OutOfMemory, message)
+            .with("field", "kv_cache_memory_bytes")
+            .with("limit", block_bytes)
+            .with("value", budget));
+    }
+    // More than every sequence at full length can never be used.
+    let model_len = shared.limits().max_model_len;
+    let useful = options.max_num_seqs.saturating_mul(model_len.div_ceil(options.block_size));
+    Ok(blocks.min(useful.max(1)))
+}
+
+/// The asked-for context, checked against the model and the pool; the largest that fits else.
+fn max_model_len(shared: &Shared, num_blocks: usize) -> Result<usize> {
+    let options = &shared.options;
+    let model = shared.config.max_position_embeddings;
+    let pool = num_blocks * options.block_size;
+    let Some(asked) = options.max_model_len else { return Ok(model.min(pool)) };
+    let (limit, whose) = match asked {
+        asked if asked > model => (model, "the model's max_position_embeddings"),
+        asked if asked > pool => (pool, "the positions that the KV cache holds"),
+        _ => return Ok(asked),
+    };
+    let message = format!("max_model_len: must be at most {limit}, {whose}, got {asked}");
+    Err(Error::invalid("max_model_len", message).with("limit", limit).with("value", asked))
+}
+
+fn step_limits(shared: &Shared, max_model_len: usize) -> StepLimits {
+    let options = &shared.options;
+    let blocks_per_seq = max_model_len.div_ceil(options.block_size);
+    StepLimits {
+        max_tokens: options.max_num_batched_tokens,
+        max_seqs: options.max_num_seqs,
+        max_logits_rows: MAX_LOGITS_ROWS.min(options.max_num_batched_tokens),
+        max_block_table: options.max_num_seqs * blocks_per_seq,
+    }
+}
+
+fn scheduler_config(
+    shared: &Shared,
+    kv: &KvSpec,
+    num_blocks: usize,
+    max_model_len: usize,
+) -> SchedulerConfig {
+    let options = &shared.options;
+    SchedulerConfig {
+        max_num_seqs: options.max_num_seqs,
+        max_num_batched_tokens: options.max_num_batched_tokens,
+        max_model_len,
+        policy: options.scheduling_policy,
+        long_prefill_token_threshold: options.long_prefill_token_threshold,
+        enable_chunked_prefill: options.enable_chunked_prefill,
+        enable_prefix_caching: options.enable_prefix_caching,
+        block_size: options.block_size,
+        num_blocks: num_blocks + 1,
+        num_groups: kv.groups.len(),
+        watermark: 0.0,
+        shuffle_blocks: options.debug.shuffle_blocks,
+    }
+}
+
+fn info(
+    shared: &Shared,
+    backend: &dyn Backend,
+    kv: &KvSpec,
+    compute: ComputeType,
+    num_blocks: usize,
+    max_model_len: usize,
+) -> Value {
+    let (options, config) = (&shared.options, &shared.config);
+    json!({
+        "model": options.model.display().to_string(),
+        "architecture": config.architecture,
+        "backend": backend.describe(),
+        "dtype": dtype_name(compute),
+        "vocab_size": config.vocab_size,
+        "max_model_len": max_model_len,
+        "eos_token_ids": config.eos_token_ids.iter().map(|t| t.0).collect::<Vec<_>>(),
+        "has_tokenizer": shared.tokenizer.get().is_some(),
+        "has_chat_template": shared.template.get().is_some(),
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "block_size": options.block_size,
+        "num_kv_blocks": num_blocks,
+        "kv_cache_bytes": num_blocks * backend.kv_block_bytes(kv),
+        "enable_prefix_caching": options.enable_prefix_caching,
+        "enable_chunked_prefill": options.enable_chunked_prefill,
+    })
+}
+
+fn dtype_name(compute: ComputeType) -> &'static str {
+    match compute {
+        ComputeType::F32 => "float32",
+        ComputeType::Bf16 => "bfloat16",
+    }
+}

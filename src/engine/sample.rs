@@ -1,0 +1,107 @@
+//! Rows of logits that a step needs, and what is made of each.
+
+use std::collections::HashMap;
+use std::sync::PoisonError;
+
+use super::output::Choice;
+use crate::error::{Error, Result};
+use crate::ids::{SeqId, TokenId};
+use crate::request::TokenLogprobs;
+use crate::sampling::{Sampled, prompt_logprobs};
+use crate::scheduler::{Batch, Scheduler};
+use crate::sync::Mutex;
+
+/// One row of logits that somebody asked for.
+pub(crate) struct Row<'a> {
+    /// Row of the step's hidden states.
+    pub(crate) row: u32,
+    seq: SeqId,
+    task: Task<'a>,
+    output: Mutex<Option<Result<Made>>>,
+}
+
+enum Task<'a> {
+    /// Choose the token at `position`.
+    Sample { choice: &'a Choice, position: usize },
+    /// Score a prompt token.
+    Prompt { target: TokenId, top_n: usize },
+}
+
+enum Made {
+    Token(Sampled),
+    Prompt(TokenLogprobs),
+}
+
+/// What came of a row.
+pub(crate) enum RowResult {
+    Token(SeqId, Sampled),
+    Prompt(SeqId, TokenLogprobs),
+    Failed(SeqId, Error),
+}
+
+/// The rows of a step: each scheduled sequence's last row if it samples, and the rows before
+/// prompt tokens that are still to be scored. Ascending.
+pub(crate) fn rows_of<'a>(
+    batch: &Batch,
+    scheduler: &Scheduler,
+    choices: &'a HashMap<SeqId, Choice>,
+) -> Vec<Row<'a>> {
+    let mut rows = Vec::with_capacity(batch.seqs.len());
+    let mut first_row = 0;
+    for scheduled in &batch.seqs {
+        let end = scheduled.num_computed_tokens + scheduled.num_scheduled_tokens;
+        let mut push = |position: usize, task| {
+            let row = (first_row + position - scheduled.num_computed_tokens) as u32;
+            rows.push(Row { row, seq: scheduled.id, task, output: Mutex::new(None) });
+        };
+        let sequence = scheduler.sequence(scheduled.id);
+        if let (Some(choice), Some(sequence)) = (choices.get(&scheduled.id), sequence) {
+            if let Some(prompt) = &choice.prompt
+                && let Some(top_n) = prompt.top_n
+            {
+                // The row at `position` predicts the token after it. What was recorded before a
+                // preemption is not recorded again.
+                let recorded = prompt.logprobs.len().saturating_sub(1);
+                let start = scheduled.num_computed_tokens.max(recorded);
+                for position in start..end.min(sequence.num_prompt_tokens() - 1) {
+                    let target = sequence.tokens()[position + 1];
+                    push(position, Task::Prompt { target, top_n });
+                }
+            }
+            if scheduled.samples {
+                push(end - 1, Task::Sample { choice, position: end });
+            }
+        }
+        first_row += scheduled.num_scheduled_tokens;
+    }
+    rows
+}
+
+impl Row<'_> {
+    /// Makes of this row's logits what was asked for. Runs on any compute thread.
+    pub(crate) fn run(&self, logits: &mut [f32]) {
+        let made = match &self.task {
+            Task::Sample { choice, position } => {
+                if choice.nan_logits {
+                    logits.fill(f32::NAN);
+                }
+                let mut sampler = choice.sampler.lock().unwrap_or_else(PoisonError::into_inner);
+                sampler.sample(logits, *position).map(Made::Token)
+            }
+            Task::Prompt { target, top_n } => {
+                prompt_logprobs(logits, *target, *top_n).map(Made::Prompt)
+            }
+        };
+        *self.output.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
+    }
+
+    /// What came of it; nothing if the row was never run.
+    pub(crate) fn into_result(self) -> Option<RowResult> {
+        let output = self.output.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        Some(match output {
+            Ok(Made::Token(sampled)) => RowResult::Token(self.seq, sampled),
+            Ok(Made::Prompt(record)) => RowResult::Prompt(self.seq, record),
+            Err(error) => RowResult::Failed(self.seq, error),
+        })
+    }
+}

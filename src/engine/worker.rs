@@ -1,0 +1,271 @@
+//! The worker: one thread that owns scheduler, model and backend.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use super::emit::Outbox;
+use super::figures::StepFigures;
+use super::handle::Shared;
+use super::intake::{self, Admission};
+use super::load::{self, Loaded};
+use super::output::Choice;
+use super::queue::EventQueue;
+use super::registry::Ticket;
+use super::runner::Runner;
+use super::sample::{RowResult, rows_of};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{RequestId, SeqId};
+use crate::request::FinishReason;
+use crate::scheduler::{Batch, SampledToken, Scheduler};
+use crate::sync::Arc;
+use crate::sync::thread::{self, JoinHandle};
+
+/// What the handle tells the worker.
+pub(crate) enum Command {
+    Add(Box<Admission>),
+    Abort(RequestId),
+    AbortAll,
+    Stop,
+}
+
+/// A request while the worker has it.
+pub(crate) struct Live {
+    pub(crate) ticket: Arc<Ticket>,
+    /// The choices that have not ended.
+    pub(crate) running: Vec<SeqId>,
+    /// Most tokens of a choice that has ended.
+    pub(crate) longest: u32,
+}
+
+/// The worker's state: everything that a step reads or writes.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) runner: Runner,
+    pub(crate) max_model_len: usize,
+    pub(crate) requests: HashMap<RequestId, Live>,
+    pub(crate) choices: HashMap<SeqId, Choice>,
+    pub(crate) next_seq: u64,
+    pub(crate) deadlines: BinaryHeap<Reverse<(Instant, RequestId)>>,
+    pub(crate) outbox: Outbox,
+    pub(crate) figures: StepFigures,
+    /// Full queues, whose sequences wait.
+    pub(crate) held: Vec<Arc<EventQueue>>,
+    stopping: bool,
+    commands: Vec<Command>,
+}
+
+/// Starts the worker: it loads, serves until it is told to stop, and ends what is left.
+pub(crate) fn spawn(shared: Arc<Shared>) -> Result<JoinHandle<()>> {
+    let named = thread::Builder::new().name("vrust-engine".into());
+    named.spawn(move || run(&shared)).map_err(|e| {
+        Error::new(ErrorKind::OutOfMemory, format!("cannot start the engine's thread: {e}"))
+    })
+}
+
+fn run(shared: &Arc<Shared>) {
+    let mut pool = Vec::new();
+    let served = catch_unwind(AssertUnwindSafe(|| {
+        load::load_text(shared)?;
+        if !shared.options.skip_tokenizer {
+            pool = intake::start_pool(shared)?;
+        }
+        let loaded = load::load_model(shared)?;
+        shared.set_ready(loaded.info.clone());
+        Worker::new(shared.clone(), loaded).serve()
+    }));
+    let failure = match served {
+        Ok(Ok(())) => None,
+        Ok(Err(e)) if e.kind() == ErrorKind::Cancelled => {
+            abort_unscheduled(shared);
+            None
+        }
+        Ok(Err(e)) => Some(e),
+        Err(panic) => Some(Error::new(ErrorKind::Panic, panic_message(&*panic))),
+    };
+    if let Some(error) = &failure {
+        tracing::error!("the engine failed: {error}");
+    }
+    shared.set_exited(failure);
+    for thread in pool {
+        // The pool catches its own panics.
+        let _ = thread.join();
+    }
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, loaded: Loaded) -> Self {
+        Self {
+            shared,
+            scheduler: loaded.scheduler,
+            runner: loaded.runner,
+            max_model_len: loaded.max_model_len,
+            requests: HashMap::new(),
+            choices: HashMap::new(),
+            next_seq: 1,
+            deadlines: BinaryHeap::new(),
+            outbox: Outbox::default(),
+            figures: StepFigures::default(),
+            held: Vec::new(),
+            stopping: false,
+            commands: Vec::new(),
+        }
+    }
+
+    /// The engine's loop: intake, schedule, run, sample, emit.
+    fn serve(mut self) -> Result<()> {
+        let mut idle = false;
+        loop {
+            self.intake(idle);
+            if self.stopping {
+                self.abort_all();
+                self.publish();
+                return Ok(());
+            }
+            let began = Instant::now();
+            let batch = self.scheduler.schedule();
+            idle = batch.is_none();
+            if let Some(batch) = batch {
+                self.note_admitted(&batch);
+                self.poison_free_blocks();
+                self.runner.forward(&batch, &self.scheduler);
+                self.panic_if_asked(&batch);
+                let results = self.sample(&batch)?;
+                self.emit(&batch, results);
+                self.record_step(began);
+            }
+            self.publish();
+            self.check_integrity()?;
+        }
+    }
+
+    /// Takes the host's commands, waiting for one when there is nothing else to do.
+    fn intake(&mut self, idle: bool) {
+        let next_deadline = self.deadlines.peek().map(|Reverse((at, _))| *at);
+        let timeout = match (idle, next_deadline) {
+            (false, _) => Some(Duration::ZERO),
+            (true, None) => None,
+            (true, Some(at)) => Some(at.saturating_duration_since(Instant::now())),
+        };
+        let mut commands = std::mem::take(&mut self.commands);
+        self.shared.mailbox.take(timeout, &mut commands);
+        for command in commands.drain(..) {
+            match command {
+                Command::Add(admission) => self.add(*admission),
+                Command::Abort(id) => self.end_request(id, &FinishReason::Abort),
+                Command::AbortAll => self.abort_all(),
+                Command::Stop => self.stopping = true,
+            }
+        }
+        self.commands = commands;
+        self.release_queues();
+        self.end_overdue();
+        self.publish();
+    }
+
+    /// Marks first schedules, and what the prefix cache gave.
+    fn note_admitted(&mut self, batch: &Batch) {
+        for seq in &batch.preempted {
+            if let Some(choice) = self.choices.get_mut(seq) {
+                choice.preemptions += 1;
+            }
+        }
+        let now = crate::os::monotonic_ns();
+        for &(seq, num_cached_tokens) in &batch.admitted {
+            let Some(choice) = self.choices.get_mut(&seq) else { continue };
+            if choice.times.scheduled_ns == 0 {
+                choice.times.scheduled_ns = now;
+                choice.usage.cached_tokens = num_cached_tokens as u32;
+                if let Some(live) = self.requests.get(&choice.request) {
+                    self.shared.registry.dequeued(&live.ticket);
+                }
+            }
+        }
+    }
+
+    /// Computes the rows that somebody asked for, and samples.
+    fn sample(&mut self, batch: &Batch) -> Result<Vec<RowResult>> {
+        let rows = rows_of(batch, &self.scheduler, &self.choices);
+        let indices: Vec<u32> = rows.iter().map(|r| r.row).collect();
+        self.runner.logits(&indices, &|i, logits| rows[i].run(logits))?;
+        Ok(rows.into_iter().filter_map(|r| r.into_result()).collect())
+    }
+
+    /// Hands tokens to the scheduler, and output to the hosts.
+    fn emit(&mut self, batch: &Batch, results: Vec<RowResult>) {
+        let mut sampled = Vec::with_capacity(results.len());
+        let mut logprobs = HashMap::new();
+        for result in results {
+            match result {
+                RowResult::Token(seq, token) => {
+                    sampled.push(SampledToken { id: seq, token: token.token });
+                    if let Some(record) = token.logprobs {
+                        logprobs.insert(seq, record);
+                    }
+                }
+                RowResult::Prompt(seq, record) => {
+                    if let Some(prompt) = self.choices.get_mut(&seq).and_then(|c| c.prompt.as_mut())
+                    {
+                        prompt.logprobs.push(record);
+                    }
+                }
+                RowResult::Failed(seq, error) => self.fail_choice(seq, error),
+            }
+        }
+        let outcomes = self.scheduler.postprocess(batch.step, &sampled);
+        for outcome in outcomes {
+            let record = logprobs.remove(&outcome.id);
+            self.emit_token(outcome, record);
+        }
+    }
+
+    /// Sends the step's events, one wake-up a queue, and refreshes the figures.
+    fn publish(&mut self) {
+        for queue in self.outbox.publish() {
+            self.hold_queue(&queue);
+        }
+        self.record_gauges();
+    }
+
+    fn poison_free_blocks(&mut self) {
+        if self.shared.options.debug.poison_free_blocks {
+            let freed = self.scheduler.take_freed_blocks();
+            self.runner.poison(&freed);
+        }
+    }
+
+    #[allow(clippy::panic, reason = "an aid for tests that show what a bug does")]
+    fn panic_if_asked(&self, batch: &Batch) {
+        if self.shared.options.debug.panic_at_step == Some(batch.step.0) {
+            panic!("asked for by debug.panic_at_step");
+        }
+    }
+
+    fn check_integrity(&self) -> Result<()> {
+        if !self.shared.options.debug.check_integrity {
+            return Ok(());
+        }
+        self.scheduler.check_integrity().map_err(|e| {
+            Error::new(ErrorKind::Panic, format!("the scheduler's state is inconsistent: {e}"))
+        })
+    }
+}
+
+/// Ends every live request that no worker has seen, with `Abort`.
+pub(crate) fn abort_unscheduled(shared: &Shared) {
+    for id in shared.registry.live_ids() {
+        if let Some(ticket) = shared.registry.end(id) {
+            ticket.queue.publish(ticket.unscheduled_end(&FinishReason::Abort));
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("a bug in vrust: {}", text.unwrap_or_else(|| "panic without a message".into()))
+}

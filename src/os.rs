@@ -1,0 +1,148 @@
+//! The few things asked of the operating system: a clock, a wake-up descriptor, memory limits.
+
+#![allow(unsafe_code, reason = "system calls that std does not wrap")]
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// `CLOCK_MONOTONIC` in nanoseconds.
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` is a valid timespec that outlives the call; the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// A descriptor that becomes readable when it is signalled: an eventfd on Linux, a pipe elsewhere.
+#[derive(Debug)]
+pub(crate) struct WakeFd {
+    read: OwnedFd,
+    write: Option<OwnedFd>,
+}
+
+impl WakeFd {
+    #[cfg(target_os = "linux")]
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: no pointers are involved; the result is checked before it is owned.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just opened and nothing else owns it.
+        let read = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { read, write: None })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn new() -> io::Result<Self> {
+        let (read, write) = io::pipe()?;
+        let (read, write) = (OwnedFd::from(read), OwnedFd::from(write));
+        for fd in [&read, &write] {
+            // SAFETY: the descriptor is open and owned; F_SETFL takes an integer.
+            if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(Self { read, write: Some(write) })
+    }
+
+    /// The descriptor to wait on.
+    pub(crate) fn raw(&self) -> RawFd {
+        self.read.as_raw_fd()
+    }
+
+    /// Makes the descriptor readable.
+    pub(crate) fn signal(&self) {
+        let one = 1u64.to_ne_bytes();
+        let fd = self.write.as_ref().unwrap_or(&self.read).as_raw_fd();
+        // SAFETY: `one` is eight readable bytes. A full counter or pipe is readable already, so a
+        // failure changes nothing.
+        unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
+    }
+
+    /// Whether the descriptor is readable.
+    #[cfg(test)]
+    pub(crate) fn is_readable(&self) -> bool {
+        let mut p = libc::pollfd { fd: self.raw(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd.
+        unsafe { libc::poll(&mut p, 1, 0) == 1 }
+    }
+
+    /// Makes the descriptor unreadable.
+    pub(crate) fn clear(&self) {
+        let mut buffer = [0u8; 64];
+        // SAFETY: `buffer` is 64 writable bytes; the descriptor does not block.
+        while unsafe { libc::read(self.raw(), buffer.as_mut_ptr().cast(), 64) } == 64 {}
+    }
+}
+
+/// Bytes of memory that this process may use: the machine's, or less where a cgroup says so.
+pub(crate) fn memory_limit() -> u64 {
+    let total = meminfo("MemTotal:").unwrap_or(u64::MAX);
+    let cgroup = cgroup_memory_limit().unwrap_or(u64::MAX);
+    total.min(cgroup)
+}
+
+/// Bytes of memory that could be had right now without swapping.
+pub(crate) fn memory_available() -> u64 {
+    meminfo("MemAvailable:").unwrap_or(u64::MAX).min(memory_limit())
+}
+
+fn meminfo(key: &str) -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with(key))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The tightest memory limit on the path from this process's cgroup to the root, v2 then v1.
+fn cgroup_memory_limit() -> Option<u64> {
+    let membership = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mut limit = None;
+    for line in membership.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            c if c.split(',').any(|c| c == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        for dir in std::path::Path::new(path).ancestors() {
+            let dir = dir.strip_prefix("/").unwrap_or(dir);
+            let file = std::path::Path::new(root).join(dir).join(file);
+            let value = fs::read_to_string(file).ok().and_then(|t| t.trim().parse::<u64>().ok());
+            limit = limit.into_iter().chain(value).min();
+        }
+    }
+    limit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signalled_descriptor_is_readable_until_cleared() {
+        let fd = WakeFd::new().unwrap();
+        assert!(!fd.is_readable());
+        fd.signal();
+        fd.signal();
+        assert!(fd.is_readable());
+        fd.clear();
+        assert!(!fd.is_readable());
+    }
+
+    #[test]
+    fn memory_limits_are_plausible() {
+        assert!(memory_limit() > 64 << 20);
+        assert!(memory_available() <= memory_limit());
+        assert!(monotonic_ns() > 0);
+    }
+}

@@ -1,0 +1,134 @@
+//! Log probabilities under the raw logits.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::TokenId;
+use crate::request::{Logprob, TokenLogprobs};
+
+use super::filters::{collect_top_k, descending};
+use super::row::{CHUNK, Maxima};
+
+/// The logprobs of a prompt token: `logits` is the row before it, `target` the token itself.
+///
+/// # Errors
+/// `DEVICE` when the logits hold a NaN or +inf, or are -inf throughout; `INVALID_ARGUMENT` when
+/// `target` is past the row; `OUT_OF_MEMORY`.
+pub fn prompt_logprobs(logits: &[f32], target: TokenId, top_n: usize) -> Result<TokenLogprobs> {
+    if target.index() >= logits.len() {
+        let message = format!(
+            "prompt token {target} is out of vocabulary. Vocabulary size: {}",
+            logits.len()
+        );
+        return Err(Error::invalid("prompt", message)
+            .with("limit", logits.len())
+            .with("value", target.0));
+    }
+    let mut maxima = Maxima::default();
+    maxima.scan(logits)?;
+    if maxima.has_nan() || !maxima.max().is_finite() {
+        let message = format!("the model's logits before prompt token {target} are not finite");
+        return Err(Error::new(ErrorKind::Device, message));
+    }
+    Ok(top(logits, &maxima, top_n)?.with_chosen(logits, target))
+}
+
+/// The most likely tokens of a row, before one is chosen.
+pub(super) struct TopLogprobs {
+    log_sum_exp: f64,
+    top: Vec<Logprob>,
+}
+
+impl TopLogprobs {
+    /// Adds the token that was chosen, from the same row.
+    pub(super) fn with_chosen(self, logits: &[f32], token: TokenId) -> TokenLogprobs {
+        let logit = logits.get(token.index()).copied().unwrap_or(f32::NEG_INFINITY);
+        let rank = 1 + count_greater(logits, logit);
+        let chosen = Logprob { token_id: token, logprob: logprob(logit, self.log_sum_exp), rank };
+        TokenLogprobs { chosen: Some(chosen), top: self.top }
+    }
+}
+
+/// The `top_n` most likely tokens of a row whose maximum is finite, best first; of equals the
+/// lowest id first, and all with the same rank.
+pub(super) fn top(logits: &[f32], maxima: &Maxima, top_n: usize) -> Result<TopLogprobs> {
+    let max = maxima.max();
+    let log_sum_exp = f64::from(max) + sum_exp(logits, max, 1.0).ln();
+    let mut top = Vec::new();
+    let wanted = top_n.min(logits.len());
+    if wanted == 0 {
+        return Ok(TopLogprobs { log_sum_exp, top });
+    }
+    let mut best = Vec::new();
+    collect_top_k(logits, maxima, wanted, &mut best)?;
+    best.sort_unstable_by(descending);
+    best.truncate(wanted);
+    top.try_reserve_exact(wanted)?;
+    let (mut rank, mut above) = (1, f32::INFINITY);
+    for (i, c) in best.iter().enumerate() {
+        if c.value < above {
+            (rank, above) = (i as u32 + 1, c.value);
+        }
+        top.push(Logprob { token_id: c.id, logprob: logprob(c.value, log_sum_exp), rank });
+    }
+    Ok(TopLogprobs { log_sum_exp, top })
+}
+
+fn logprob(logit: f32, log_sum_exp: f64) -> f32 {
+    (f64::from(logit) - log_sum_exp) as f32
+}
+
+/// How many logits are larger.
+fn count_greater(logits: &[f32], logit: f32) -> u32 {
+    // Counting within a chunk in narrow integers vectorises.
+    logits.chunks(CHUNK).map(|chunk| chunk.iter().map(|&x| u32::from(x > logit)).sum::<u32>()).sum()
+}
+
+/// Independent sums, so that the loop vectorises with any register width.
+const LANES: usize = 8;
+/// Values whose sum is kept in f32.
+const BLOCK: usize = 512;
+
+/// `sum of exp((x - max) * scale)`, in one fixed order: lanes within a block, then blocks.
+pub(super) fn sum_exp(logits: &[f32], max: f32, scale: f32) -> f64 {
+    let mut total = 0.0f64;
+    for block in logits.chunks(BLOCK) {
+        let mut sums = [0.0f32; LANES];
+        let mut lanes = block.chunks_exact(LANES);
+        for lane in &mut lanes {
+            for l in 0..LANES {
+                sums[l] += fast_exp((lane[l] - max) * scale);
+            }
+        }
+        for (sum, &x) in sums.iter_mut().zip(lanes.remainder()) {
+            *sum += fast_exp((x - max) * scale);
+        }
+        total += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
+    }
+    total
+}
+
+/// `exp(x)` for `x <= 0` within 2e-7 of the value, relatively; what is below -87 counts as -87
+/// (1.6e-38), -inf too. Written without branches, so that loops over it vectorise.
+#[inline(always)]
+pub(super) fn fast_exp(x: f32) -> f32 {
+    /// `1.5 * 2^23`: adding it leaves the nearest integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    /// `ln 2` in two parts, the first with few enough bits for exact products.
+    const LN2_HIGH: f32 = 355.0 / 512.0;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let x = if x > -87.0 { x } else { -87.0 };
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
+    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    // Taylor's polynomial: |r| <= 0.35, and the next term is below 1e-8.
+    let p = 1.0 / 5040.0;
+    let p = p * r + 1.0 / 720.0;
+    let p = p * r + 1.0 / 120.0;
+    let p = p * r + 1.0 / 24.0;
+    let p = p * r + 1.0 / 6.0;
+    let p = p * r + 0.5;
+    let p = p * r + 1.0;
+    let p = p * r + 1.0;
+    // The low bits of `rounded` are n; 2^n is n in the exponent's place.
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    p * power
+}

@@ -1,0 +1,39 @@
+//! `min_tokens`: the tokens that would end the sequence cannot be chosen too early.
+
+use crate::ids::TokenId;
+
+/// Tokens still to generate before any stop token may be chosen.
+#[derive(Debug)]
+pub(super) struct MinTokens {
+    remaining: usize,
+    stop_ids: Vec<TokenId>,
+}
+
+impl MinTokens {
+    pub(super) fn new(min_tokens: usize, stop_ids: &[TokenId]) -> Self {
+        let stop_ids = if min_tokens > 0 { stop_ids.to_vec() } else { Vec::new() };
+        Self { remaining: min_tokens, stop_ids }
+    }
+
+    /// Whether anything is masked now.
+    pub(super) fn is_active(&self) -> bool {
+        self.remaining > 0 && !self.stop_ids.is_empty()
+    }
+
+    /// One more token was generated.
+    pub(super) fn accept(&mut self) {
+        self.remaining = self.remaining.saturating_sub(1);
+    }
+
+    /// Masks the stop tokens while it is too early for them.
+    pub(super) fn mask(&self, logits: &mut [f32]) {
+        if self.remaining == 0 {
+            return;
+        }
+        for id in &self.stop_ids {
+            if let Some(x) = logits.get_mut(id.index()) {
+                *x = f32::NEG_INFINITY;
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! One pass over a row: is it sane, and the largest logit of each chunk.
+
+use crate::error::Result;
+use crate::ids::TokenId;
+
+/// Tokens of a chunk.
+pub(super) const CHUNK: usize = 64;
+/// Independent accumulators, so that the loops vectorise with any register width.
+const LANES: usize = 16;
+
+/// The largest logit of each chunk of a row, and of the row.
+#[derive(Debug, Default)]
+pub(super) struct Maxima {
+    /// By chunk; the last one may be short.
+    chunks: Vec<f32>,
+    max: f32,
+    has_nan: bool,
+}
+
+impl Maxima {
+    /// Looks at `logits` anew.
+    pub(super) fn scan(&mut self, logits: &[f32]) -> Result<()> {
+        self.chunks.clear();
+        self.chunks.try_reserve(logits.len().div_ceil(CHUNK))?;
+        let mut nan = [false; LANES];
+        let mut max = f32::NEG_INFINITY;
+        let mut has_nan = false;
+        let mut chunks = logits.chunks_exact(CHUNK);
+        for chunk in &mut chunks {
+            let largest = scan_chunk(chunk, &mut nan);
+            max = larger(largest, max);
+            self.chunks.push(largest);
+        }
+        let rest = chunks.remainder();
+        if !rest.is_empty() {
+            let largest = rest.iter().fold(f32::NEG_INFINITY, |m, &x| larger(x, m));
+            has_nan = rest.iter().any(|x| x.is_nan());
+            max = larger(largest, max);
+            self.chunks.push(largest);
+        }
+        self.max = max;
+        self.has_nan = has_nan || nan.contains(&true);
+        Ok(())
+    }
+
+    /// The largest logit; -inf for an empty row.
+    pub(super) fn max(&self) -> f32 {
+        self.max
+    }
+
+    /// Whether any logit is NaN.
+    pub(super) fn has_nan(&self) -> bool {
+        self.has_nan
+    }
+
+    /// The largest logit of each chunk.
+    pub(super) fn chunks(&self) -> &[f32] {
+        &self.chunks
+    }
+
+    /// The first token with the largest logit; token 0 for an empty row.
+    pub(super) fn argmax(&self, logits: &[f32]) -> TokenId {
+        let start = self.chunks.iter().position(|&m| m == self.max).unwrap_or(0) * CHUNK;
+        let within = logits[start.min(logits.len())..].iter().position(|&x| x == self.max);
+        token(start + within.unwrap_or(0))
+    }
+
+    /// Calls `take` for each token whose logit passes `keep`, in ascending order. `keep` must be
+    /// monotone: true for everything above a value for which it is true.
+    pub(super) fn for_each_kept(
+        &self,
+        logits: &[f32],
+        keep: impl Fn(f32) -> bool,
+        mut take: impl FnMut(TokenId, f32),
+    ) {
+        for (c, (chunk, &largest)) in logits.chunks(CHUNK).zip(&self.chunks).enumerate() {
+            if !keep(largest) {
+                continue;
+            }
+            for (i, &x) in chunk.iter().enumerate() {
+                if keep(x) {
+                    take(token(c * CHUNK + i), x);
+                }
+            }
+        }
+    }
+}
+
+/// Index to id; a vocabulary never has more than u32 can count.
+pub(super) fn token(index: usize) -> TokenId {
+    TokenId(u32::try_from(index).unwrap_or(u32::MAX))
+}
+
+/// The larger of two, `b` when `a` is NaN: one instruction, unlike `f32::max`.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+#[inline(always)]
+fn scan_chunk(chunk: &[f32], nan: &mut [bool; LANES]) -> f32 {
+    let mut max = [f32::NEG_INFINITY; LANES];
+    for lanes in chunk.chunks_exact(LANES) {
+        for l in 0..LANES {
+            max[l] = larger(lanes[l], max[l]);
+            nan[l] |= lanes[l].is_nan();
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            max[l] = larger(max[l + width], max[l]);
+        }
+        width /= 2;
+    }
+    max[0]
+}

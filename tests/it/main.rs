@@ -1,0 +1,17 @@
+//! Integration tests: one binary.
+
+mod bad_checkpoints;
+mod engine_failures;
+mod engine_goldens;
+mod engine_requests;
+mod engine_support;
+mod engine_traffic;
+mod goldens;
+mod model_config;
+mod mutations;
+mod scheduler_properties;
+mod scheduler_rules;
+mod scheduler_simulator;
+mod support;
+mod text;
+mod tidy;

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Every test, stage by stage, with the time of each. Usage: run.sh [long]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mode=${1:-all}
+log_dir=build/test-logs
+mkdir -p "$log_dir"
+times=()
+passed=0
+
+# stage NAME COMMAND...: runs it, shows its output only where it fails, notes the time.
+stage() {
+    local name=$1 start=$SECONDS
+    shift
+    local log="$log_dir/${name// /-}.log"
+    printf '%-34s' "$name"
+    if "$@" >"$log" 2>&1; then
+        passed=$((passed + 1))
+        times+=("$name $((SECONDS - start)) s")
+        printf 'ok  %4d s%s\n' $((SECONDS - start)) "$(counts "$log")"
+    else
+        printf 'FAILED after %d s; the end of %s:\n' $((SECONDS - start)) "$log"
+        tail -n 80 "$log"
+        echo "$passed passed, 1 failed"
+        exit 1
+    fi
+}
+
+# Sums cargo's "N passed" lines of a log.
+counts() {
+    awk '/^test result: ok/ {for (i = 1; i < NF; i++) if ($(i+1) ~ /^passed/) n += $i}
+         END {if (n) printf "  (%d tests)", n}' "$1"
+}
+
+began=$SECONDS
+if [ "$mode" = long ]; then
+    stage "long property runs" cargo test --release --test it -- --ignored --nocapture
+    stage "build" make build
+    stage "c tests under valgrind" tests/c/run.sh valgrind-all
+    stage "stress, 1000 requests" tests/c/run.sh stress
+else
+    stage "format" cargo fmt --check
+    stage "clippy" cargo clippy --all-targets -- -D warnings
+    stage "unit and integration tests" cargo test --lib --test it
+    stage "documentation examples" cargo test --doc
+    stage "documentation builds" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+    stage "schedules explored by shuttle" cargo test --features shuttle --lib models
+    stage "build" make build
+    stage "c tests" tests/c/run.sh all
+    stage "c tests under sanitizers" tests/c/run.sh sanitize
+    stage "c tests under valgrind" tests/c/run.sh valgrind
+    stage "cmake and pkg-config" tests/c/run.sh install
+    stage "demo" make demo
+fi
+echo "total $((SECONDS - began)) s"
+echo "$passed passed, 0 failed"
