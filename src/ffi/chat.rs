@@ -56,7 +56,12 @@ pub unsafe extern "C" fn vrust_chat_render(
     }
 }
 
-fn input(messages: &str, tools: Option<&str>, kwargs: Option<&str>, flags: u32) -> Result<ChatInput> {
+fn input(
+    messages: &str,
+    tools: Option<&str>,
+    kwargs: Option<&str>,
+    flags: u32,
+) -> Result<ChatInput> {
     let all = VRUST_CHAT_GENERATION_PROMPT | VRUST_CHAT_CONTINUE_FINAL;
     if flags & !all != 0 {
         let message = format!("flags: unknown bits {:#x}", flags & !all);

@@ -5,9 +5,7 @@ use serde_json::{Map, Value};
 use super::input::{self, Versioned, flag, optional_text, owned, text, zeroed};
 use super::json;
 use super::version::VRUST_ABI_VERSION;
-use crate::config::{
-    BackendKind, CpuIsa, EngineOptions, LoadFormat, ModelDType, SchedulingPolicy,
-};
+use crate::config::{BackendKind, CpuIsa, EngineOptions, LoadFormat, ModelDType, SchedulingPolicy};
 use crate::error::{Error, ErrorKind, Result};
 
 /// `load_format`: the folder's safetensors files.
@@ -203,14 +201,24 @@ pub(super) unsafe fn convert(c: &VrustEngineOptions) -> Result<EngineOptions> {
     Ok(options)
 }
 
-const LOAD_FORMATS: [LoadFormat; 2] = [LoadFormat::Auto, LoadFormat::Dummy];
-const DTYPES: [ModelDType; 3] = [ModelDType::Auto, ModelDType::Float32, ModelDType::BFloat16];
-const POLICIES: [SchedulingPolicy; 2] = [SchedulingPolicy::Fcfs, SchedulingPolicy::Priority];
-const BACKENDS: [BackendKind; 2] = [BackendKind::Cpu, BackendKind::Reference];
+const LOAD_FORMATS: [(u32, LoadFormat); 2] =
+    [(VRUST_LOAD_AUTO, LoadFormat::Auto), (VRUST_LOAD_DUMMY, LoadFormat::Dummy)];
+const DTYPES: [(u32, ModelDType); 3] = [
+    (VRUST_DTYPE_AUTO, ModelDType::Auto),
+    (VRUST_DTYPE_FLOAT32, ModelDType::Float32),
+    (VRUST_DTYPE_BFLOAT16, ModelDType::BFloat16),
+];
+const POLICIES: [(u32, SchedulingPolicy); 2] = [
+    (VRUST_SCHEDULING_FCFS, SchedulingPolicy::Fcfs),
+    (VRUST_SCHEDULING_PRIORITY, SchedulingPolicy::Priority),
+];
+const BACKENDS: [(u32, BackendKind); 2] =
+    [(VRUST_BACKEND_CPU, BackendKind::Cpu), (VRUST_BACKEND_REFERENCE, BackendKind::Reference)];
 
-/// The value that a constant stands for: its place in `values`.
-fn choice<T: Copy>(value: u32, name: &str, values: &[T]) -> Result<T> {
-    values.get(value as usize).copied().ok_or_else(|| {
+/// What a constant of the header stands for.
+fn choice<T: Copy>(value: u32, name: &str, values: &[(u32, T)]) -> Result<T> {
+    let found = values.iter().find(|(constant, _)| *constant == value);
+    found.map(|(_, meaning)| *meaning).ok_or_else(|| {
         let last = values.len() - 1;
         let message = format!("{name}: must be 0 to {last}, got {value}");
         Error::invalid(name, message).with("limit", last).with("value", value)
@@ -259,9 +267,8 @@ fn cpu_isa(name: &str) -> Result<CpuIsa> {
         "avx2" => Ok(CpuIsa::Avx2),
         "portable" => Ok(CpuIsa::Portable),
         _ => {
-            let message = format!(
-                "cpu_isa: must be avx512_bf16, avx512, avx2 or portable, got {name:?}"
-            );
+            let message =
+                format!("cpu_isa: must be avx512_bf16, avx512, avx2 or portable, got {name:?}");
             Err(Error::invalid("cpu_isa", message).with("value", name))
         }
     }

@@ -147,7 +147,10 @@ unsafe fn text_of(
     let (data, size) = match fixed(error).is_some() || process::is_forked_child() {
         true => outside,
         false => accessor(outside, || match ERRORS.look_up(error) {
-            Lookup::Live(object) => (field(&object).as_ptr(), field(&object).len()),
+            Lookup::Live(object) => {
+                let text = field(&object);
+                (text.as_ptr(), text.len())
+            }
             _ => outside,
         }),
     };

@@ -167,8 +167,7 @@ pub(super) const fn encode(kind: Kind, parts: Parts) -> usize {
 
 /// The parts of a handle, if it is of this kind.
 pub(super) fn decode(kind: Kind, handle: usize) -> Option<Parts> {
-    let parts =
-        Parts { slot: handle & (MAX_SLOTS - 1), generation: (handle >> SLOT_BITS) as u32 };
+    let parts = Parts { slot: handle & (MAX_SLOTS - 1), generation: (handle >> SLOT_BITS) as u32 };
     (handle >> KIND_SHIFT == kind as usize).then_some(parts)
 }
 

@@ -59,11 +59,7 @@ pub(super) unsafe fn optional_text<'a>(
 ///
 /// # Safety
 /// `data` is NULL, or `len` items are readable until the call returns.
-pub(super) unsafe fn slice<'a, T: Copy>(
-    data: *const T,
-    len: usize,
-    name: &str,
-) -> Result<&'a [T]> {
+pub(super) unsafe fn slice<'a, T: Copy>(data: *const T, len: usize, name: &str) -> Result<&'a [T]> {
     if len == 0 {
         return Ok(&[]);
     }
@@ -124,7 +120,8 @@ pub(super) fn timeout(timeout_ms: i32) -> Result<Option<Duration>> {
         -1 => Ok(None),
         0.. => Ok(Some(Duration::from_millis(timeout_ms.unsigned_abs().into()))),
         _ => {
-            let message = format!("timeout_ms: must be -1 (no limit) or at least 0, got {timeout_ms}");
+            let message =
+                format!("timeout_ms: must be -1 (no limit) or at least 0, got {timeout_ms}");
             Err(Error::invalid("timeout_ms", message).with("limit", -1).with("value", timeout_ms))
         }
     }

@@ -8,10 +8,8 @@ use super::engine::{ENGINES, VrustEngine};
 use super::error::VrustError;
 use super::event::{MIN_STRIDE, Packer, VrustEvent};
 use super::handle::{Kind, Lookup, Table};
-use super::input::{self, Out, Versioned, zeroed};
-use super::status::{
-    VRUST_CLOSED, VRUST_OK, VRUST_TIMEOUT, VRUST_TRUNCATED, VrustStatus,
-};
+use super::input::{self, Out, Versioned};
+use super::status::{VRUST_CLOSED, VRUST_OK, VRUST_TIMEOUT, VRUST_TRUNCATED, VrustStatus};
 use super::version::VRUST_ABI_VERSION;
 use crate::engine::{Engine, EventQueue, Polled, QueueOptions};
 use crate::error::{Error, ErrorKind, Result};
@@ -39,13 +37,10 @@ unsafe impl Versioned for VrustQueueOptions {
     const MIN_SIZE: usize = 16;
 
     fn defaults() -> Self {
-        // SAFETY: integers may be zero.
-        let zero: Self = unsafe { zeroed() };
         Self {
             struct_size: size_of::<Self>() as u32,
             abi_version: VRUST_ABI_VERSION,
             max_undrained_bytes: 64 << 20,
-            ..zero
         }
     }
 }
@@ -225,10 +220,7 @@ pub unsafe extern "C" fn vrust_queue_destroy(queue: *mut VrustQueue) -> VrustSta
 }
 
 /// The queue that a request names, or else its engine's default queue.
-pub(super) fn of_request(
-    engine: &Engine,
-    queue: *const VrustQueue,
-) -> Result<Arc<EventQueue>> {
+pub(super) fn of_request(engine: &Engine, queue: *const VrustQueue) -> Result<Arc<EventQueue>> {
     match queue.is_null() {
         true => Ok(engine.default_queue().clone()),
         false => Ok(QUEUES.get(queue, "queue")?.queue.clone()),
@@ -236,11 +228,7 @@ pub(super) fn of_request(
 }
 
 impl QueueHandle {
-    fn poll(
-        &self,
-        timeout: Option<std::time::Duration>,
-        packer: &mut Packer,
-    ) -> Result<Polled> {
+    fn poll(&self, timeout: Option<std::time::Duration>, packer: &mut Packer) -> Result<Polled> {
         match self.queue.poll(timeout, &mut |event| packer.push(event))? {
             Polled::TimedOut if self.destroyed.load(Ordering::Acquire) => Ok(Polled::Closed),
             polled => Ok(polled),

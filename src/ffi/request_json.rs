@@ -97,7 +97,8 @@ fn set_request_field(request: &mut Request, key: &str, value: &Value) -> Result<
 }
 
 fn set_chat_field(request: &mut Request, key: &str, value: &Value) -> Result<bool> {
-    let names = ["tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"];
+    let names =
+        ["tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"];
     if !names.contains(&key) {
         return Ok(false);
     }
