@@ -293,7 +293,7 @@ typedef void (*VrustLogCallback)(void *user_data,
 
 /// Options of an engine. Fill it with `vrust_engine_options_init`, which sets every field to its
 /// default, then set `model` and what else should differ. Truth values are 0 or 1.
-typedef struct {
+typedef struct VrustEngineOptions {
   /// Bytes of this struct as the program knows it. Set by the init function.
   uint32_t struct_size;
   /// VRUST_ABI_VERSION of the program's header. Set by the init function.
@@ -362,7 +362,7 @@ typedef struct {
 } VrustEngineOptions;
 
 /// Options of a queue. Fill it with `vrust_queue_options_init`.
-typedef struct {
+typedef struct VrustQueueOptions {
   /// Bytes of this struct as the program knows it. Set by the init function.
   uint32_t struct_size;
   /// VRUST_ABI_VERSION of the program's header. Set by the init function.
@@ -374,7 +374,7 @@ typedef struct {
 /// One event. It holds no pointers: what varies in size lies in the arena of the same poll, at the
 /// offsets given (in bytes from the arena's beginning; tokens and logprobs at multiples of 4).
 /// Fields that a kind does not use are 0.
-typedef struct {
+typedef struct VrustEvent {
   /// The request; 0 for events of the engine.
   uint64_t request_id;
   /// The request's own `user_data`.
@@ -432,7 +432,7 @@ typedef struct {
 /// differ. An optional number counts only when its bit of `present` is set; otherwise the model's
 /// generation_config.json decides where it can, and the default given here where it does not.
 /// Everything is copied before `vrust_submit` returns.
-typedef struct {
+typedef struct VrustRequest {
   /// Bytes of this struct as the program knows it. Set by the init function.
   uint32_t struct_size;
   /// VRUST_ABI_VERSION of the program's header. Set by the init function.
@@ -442,7 +442,7 @@ typedef struct {
   /// Echoed in every event of the request. May arrive before `vrust_submit` returns its id.
   uint64_t user_data;
   /// Where its events go, a queue of the same engine; NULL: the engine's default queue.
-  const VrustQueue *queue;
+  const struct VrustQueue *queue;
   /// What to continue; `input_kind` says what it is.
   const void *input;
   /// Bytes of `input`, or its number of ids.
@@ -504,7 +504,7 @@ typedef struct {
 
 /// A snapshot of an engine's figures. Counters count from the engine's start. Fields are only ever
 /// appended.
-typedef struct {
+typedef struct VrustStats {
   /// Sequences that have blocks and are being computed.
   uint64_t num_requests_running;
   /// Sequences waiting for their (next) turn.
@@ -563,7 +563,7 @@ typedef struct {
 /// records of a place stand together: first the token that was chosen (of a prompt: that is
 /// there), then the most likely tokens, best first, which may repeat it. The first token of a
 /// prompt has no records.
-typedef struct {
+typedef struct VrustLogprob {
   /// The place: index into the event's tokens, or of VRUST_EVENT_PROMPT into the prompt.
   uint32_t position;
   /// The token.
@@ -665,32 +665,32 @@ const char *vrust_build_info_json(void);
 const char *vrust_status_name(VrustStatus status);
 
 /// The status that made this error. VRUST_ERROR_INVALID_ARGUMENT for NULL and stale handles.
-VrustStatus vrust_error_code(const VrustError *error);
+VrustStatus vrust_error_code(const struct VrustError *error);
 
 /// The message, UTF-8 and NUL-terminated; `*len`, unless `len` is NULL, gets its bytes without the
 /// NUL. It names the field, its limit and the value given. Valid until the error is destroyed; ""
 /// for NULL and stale handles.
-const char *vrust_error_message(const VrustError *error, size_t *len);
+const char *vrust_error_message(const struct VrustError *error, size_t *len);
 
 /// Details as a JSON object, such as {"field":"max_tokens","limit":1,"value":0}, UTF-8 and
 /// NUL-terminated; `*len`, unless `len` is NULL, gets its bytes without the NUL. Valid until the
 /// error is destroyed; "{}" where there are none.
-const char *vrust_error_detail_json(const VrustError *error, size_t *len);
+const char *vrust_error_detail_json(const struct VrustError *error, size_t *len);
 
 /// 1 if the same call may succeed later without a change (VRUST_ERROR_QUEUE_FULL), else 0.
-int32_t vrust_error_is_retryable(const VrustError *error);
+int32_t vrust_error_is_retryable(const struct VrustError *error);
 
 /// Frees an error and its strings. NULL is fine.
-VrustStatus vrust_error_destroy(VrustError *error);
+VrustStatus vrust_error_destroy(struct VrustError *error);
 
 /// The bytes, followed by a NUL. Valid until destroyed. NULL for NULL and stale handles.
-const uint8_t *vrust_bytes_data(const VrustBytes *bytes);
+const uint8_t *vrust_bytes_data(const struct VrustBytes *bytes);
 
 /// Number of bytes, without the NUL. 0 for NULL and stale handles.
-size_t vrust_bytes_len(const VrustBytes *bytes);
+size_t vrust_bytes_len(const struct VrustBytes *bytes);
 
 /// Frees the bytes. NULL is fine.
-VrustStatus vrust_bytes_destroy(VrustBytes *bytes);
+VrustStatus vrust_bytes_destroy(struct VrustBytes *bytes);
 
 /// Sends the library's log, up to `level` (VRUST_LOG_ERROR .. VRUST_LOG_TRACE), to `callback`,
 /// for the whole process. A NULL callback or VRUST_LOG_OFF ends that. Returns only when no thread
@@ -702,10 +702,10 @@ VrustStatus vrust_bytes_destroy(VrustBytes *bytes);
 VrustStatus vrust_log_set(uint32_t level,
                           VrustLogCallback callback,
                           void *user_data,
-                          VrustError **err);
+                          struct VrustError **err);
 
 /// Fills `options`, `size` bytes (sizeof *options), with defaults. NULL is fine.
-void vrust_engine_options_init(VrustEngineOptions *options, size_t size);
+void vrust_engine_options_init(struct VrustEngineOptions *options, size_t size);
 
 /// Makes an engine. Checks the options, reads the model's configuration, starts a thread that
 /// loads the weights, and returns at once. Progress comes as VRUST_EVENT_LOAD on the default
@@ -713,59 +713,61 @@ void vrust_engine_options_init(VrustEngineOptions *options, size_t size);
 ///
 /// Any thread. VRUST_ERROR_INVALID_ARGUMENT, VRUST_ERROR_UNSUPPORTED or VRUST_ERROR_ABI_MISMATCH
 /// for the options; VRUST_ERROR_NOT_FOUND, VRUST_ERROR_IO, VRUST_ERROR_MODEL_FORMAT for the folder.
-VrustStatus vrust_engine_create(const VrustEngineOptions *options,
-                                VrustEngine **engine_out,
-                                VrustError **err);
+VrustStatus vrust_engine_create(const struct VrustEngineOptions *options,
+                                struct VrustEngine **engine_out,
+                                struct VrustError **err);
 
 /// Waits until the engine has loaded; VRUST_TIMEOUT when `timeout_ms` (-1: no limit) passes.
 ///
 /// Any thread. The reason, when loading failed; VRUST_ERROR_SHUTTING_DOWN when it was cancelled.
-VrustStatus vrust_engine_wait_ready(const VrustEngine *engine,
+VrustStatus vrust_engine_wait_ready(const struct VrustEngine *engine,
                                     int32_t timeout_ms,
-                                    VrustError **err);
+                                    struct VrustError **err);
 
 /// Writes the engine's state, VRUST_STATE_*. Any thread.
-VrustStatus vrust_engine_state(const VrustEngine *engine, uint32_t *state_out, VrustError **err);
+VrustStatus vrust_engine_state(const struct VrustEngine *engine,
+                               uint32_t *state_out,
+                               struct VrustError **err);
 
 /// Writes facts about the loaded engine, a JSON object: model, max_model_len, vocab_size, eos
 /// token ids, dtype, KV blocks, backend .. The caller destroys the bytes.
 ///
 /// Any thread. VRUST_ERROR_INVALID_ARGUMENT before the engine is ready.
-VrustStatus vrust_engine_info_json(const VrustEngine *engine,
-                                   VrustBytes **json_out,
-                                   VrustError **err);
+VrustStatus vrust_engine_info_json(const struct VrustEngine *engine,
+                                   struct VrustBytes **json_out,
+                                   struct VrustError **err);
 
 /// Refuses new requests from now on. VRUST_SHUTDOWN_DRAIN waits until the live ones have ended,
 /// VRUST_SHUTDOWN_ABORT ends them; then the engine stops and its queues are closed, once drained.
 /// VRUST_TIMEOUT when `timeout_ms` (-1: no limit) passes first: the engine goes on ending, and the
 /// call may be repeated, in either mode. Any thread, at any time.
-VrustStatus vrust_engine_shutdown(const VrustEngine *engine,
+VrustStatus vrust_engine_shutdown(const struct VrustEngine *engine,
                                   uint32_t mode,
                                   int32_t timeout_ms,
-                                  VrustError **err);
+                                  struct VrustError **err);
 
 /// Ends the engine at once, cancels its loading, aborts its requests, waits for its threads and
 /// gives back its memory, which calls still inside other threads hold until they return. Queues
 /// and tokenizers that came from it stay valid: drain the last events, then poll says
 /// VRUST_CLOSED. NULL is fine. Any thread, at any time; not from the log callback.
-VrustStatus vrust_engine_destroy(VrustEngine *engine);
+VrustStatus vrust_engine_destroy(struct VrustEngine *engine);
 
 /// Fills `options`, `size` bytes (sizeof *options), with defaults. NULL is fine.
-void vrust_queue_options_init(VrustQueueOptions *options, size_t size);
+void vrust_queue_options_init(struct VrustQueueOptions *options, size_t size);
 
 /// Writes a handle to the engine's default queue, which takes the events of requests that name no
 /// queue, and those of the engine's loading. Each call makes a new handle to the same queue;
 /// destroy it with `vrust_queue_destroy`. It outlives the engine. Any thread.
-VrustStatus vrust_engine_default_queue(const VrustEngine *engine,
-                                       VrustQueue **queue_out,
-                                       VrustError **err);
+VrustStatus vrust_engine_default_queue(const struct VrustEngine *engine,
+                                       struct VrustQueue **queue_out,
+                                       struct VrustError **err);
 
 /// Makes another queue, for another consumer. `options` may be NULL. The queue outlives the
 /// engine. Any thread.
-VrustStatus vrust_queue_create(const VrustEngine *engine,
-                               const VrustQueueOptions *options,
-                               VrustQueue **queue_out,
-                               VrustError **err);
+VrustStatus vrust_queue_create(const struct VrustEngine *engine,
+                               const struct VrustQueueOptions *options,
+                               struct VrustQueue **queue_out,
+                               struct VrustError **err);
 
 /// Drains up to `capacity` events. Waits up to `timeout_ms` for the first one (0: does not wait;
 /// -1: no limit). Writes event i at `events` + i * `stride` bytes (`stride`: sizeof(VrustEvent)),
@@ -778,8 +780,8 @@ VrustStatus vrust_queue_create(const VrustEngine *engine,
 ///
 /// VRUST_ERROR_BUFFER_TOO_SMALL: the first event alone needs an arena of `*n_bytes` bytes; nothing
 /// was taken. Any thread, one at a time: VRUST_ERROR_INVALID_ARGUMENT while another one polls.
-VrustStatus vrust_queue_poll(VrustQueue *queue,
-                             VrustEvent *events,
+VrustStatus vrust_queue_poll(struct VrustQueue *queue,
+                             struct VrustEvent *events,
                              size_t stride,
                              size_t capacity,
                              uint8_t *arena,
@@ -787,26 +789,28 @@ VrustStatus vrust_queue_poll(VrustQueue *queue,
                              int32_t timeout_ms,
                              size_t *n_events,
                              size_t *n_bytes,
-                             VrustError **err);
+                             struct VrustError **err);
 
 /// Writes a file descriptor that is readable while events wait, for poll(2), epoll and event
 /// loops. It becomes readable once per change from empty to not empty: after it did, poll the
 /// queue (timeout 0) until that returns something else than VRUST_TRUNCATED. It belongs to the
 /// queue: wait on it, never read or close it; it is gone when the queue is destroyed. Any thread.
-VrustStatus vrust_queue_fd(const VrustQueue *queue, int32_t *fd_out, VrustError **err);
+VrustStatus vrust_queue_fd(const struct VrustQueue *queue,
+                           int32_t *fd_out,
+                           struct VrustError **err);
 
 /// Makes the poll that is waiting, or else the next one that would, return VRUST_TIMEOUT at once.
 /// Any thread.
-VrustStatus vrust_queue_wake(const VrustQueue *queue, VrustError **err);
+VrustStatus vrust_queue_wake(const struct VrustQueue *queue, struct VrustError **err);
 
 /// Destroys a queue: its unfinished requests are aborted, its events are dropped, and a poll that
 /// is waiting returns VRUST_CLOSED. Of the default queue it destroys this handle only. NULL is
 /// fine. Any thread, at any time.
-VrustStatus vrust_queue_destroy(VrustQueue *queue);
+VrustStatus vrust_queue_destroy(struct VrustQueue *queue);
 
 /// Fills `request`, `size` bytes (sizeof *request), with defaults and no optional number set.
 /// NULL is fine.
-void vrust_request_options_init(VrustRequest *request, size_t size);
+void vrust_request_options_init(struct VrustRequest *request, size_t size);
 
 /// Submits a request and writes its id, which is never 0 and never used again by this engine.
 /// Copies everything, and never waits for the model: text is tokenized on the library's threads,
@@ -816,10 +820,10 @@ void vrust_request_options_init(VrustRequest *request, size_t size);
 /// Any thread. VRUST_ERROR_INVALID_ARGUMENT names the field; VRUST_ERROR_UNSUPPORTED,
 /// VRUST_ERROR_CONTEXT_LENGTH, VRUST_ERROR_QUEUE_FULL (retryable), VRUST_ERROR_SHUTTING_DOWN,
 /// VRUST_ERROR_ENGINE_FAILED.
-VrustStatus vrust_submit(const VrustEngine *engine,
-                         const VrustRequest *request,
+VrustStatus vrust_submit(const struct VrustEngine *engine,
+                         const struct VrustRequest *request,
                          uint64_t *id_out,
-                         VrustError **err);
+                         struct VrustError **err);
 
 /// The same from JSON: the body of an OpenAI /v1/completions (`prompt`: a string or token ids) or
 /// /v1/chat/completions (`messages`) request, with vLLM's further fields, and `deadline_ms`.
@@ -829,74 +833,74 @@ VrustStatus vrust_submit(const VrustEngine *engine,
 /// VRUST_ERROR_INVALID_ARGUMENT and named. `queue` NULL: the engine's default queue.
 ///
 /// Any thread. Errors as `vrust_submit`.
-VrustStatus vrust_submit_json(const VrustEngine *engine,
-                              const VrustQueue *queue,
+VrustStatus vrust_submit_json(const struct VrustEngine *engine,
+                              const struct VrustQueue *queue,
                               const uint8_t *json,
                               size_t json_len,
                               uint64_t user_data,
                               uint64_t *id_out,
-                              VrustError **err);
+                              struct VrustError **err);
 
 /// Ends a request within one step: each unfinished choice gets its VRUST_EVENT_FINISHED with
 /// VRUST_FINISH_ABORT. Aborting a request that has ended is VRUST_OK and does nothing.
 ///
 /// Any thread. VRUST_ERROR_NOT_FOUND for an id that this engine never issued.
-VrustStatus vrust_abort(const VrustEngine *engine, uint64_t id, VrustError **err);
+VrustStatus vrust_abort(const struct VrustEngine *engine, uint64_t id, struct VrustError **err);
 
 /// Aborts every request that has not ended. Any thread.
-VrustStatus vrust_abort_all(const VrustEngine *engine, VrustError **err);
+VrustStatus vrust_abort_all(const struct VrustEngine *engine, struct VrustError **err);
 
 /// Opens the tokenizer and the chat template of a model folder. Needs no engine and no weights.
 ///
 /// Any thread. VRUST_ERROR_NOT_FOUND, VRUST_ERROR_IO or VRUST_ERROR_TOKENIZER for the folder.
 VrustStatus vrust_tokenizer_open(const uint8_t *path,
                                  size_t path_len,
-                                 VrustTokenizer **tokenizer_out,
-                                 VrustError **err);
+                                 struct VrustTokenizer **tokenizer_out,
+                                 struct VrustError **err);
 
 /// Writes a handle to the engine's tokenizer and chat template. It outlives the engine.
 ///
 /// Any thread. VRUST_ERROR_INVALID_ARGUMENT before the engine is ready; VRUST_ERROR_UNSUPPORTED
 /// when it runs without a tokenizer.
-VrustStatus vrust_engine_tokenizer(const VrustEngine *engine,
-                                   VrustTokenizer **tokenizer_out,
-                                   VrustError **err);
+VrustStatus vrust_engine_tokenizer(const struct VrustEngine *engine,
+                                   struct VrustTokenizer **tokenizer_out,
+                                   struct VrustError **err);
 
 /// Encodes text. Writes the number of ids to `n_ids` and the ids to `ids`, which has room for
 /// `capacity`; VRUST_ERROR_BUFFER_TOO_SMALL when that is too little, with the number it needs.
 /// `flags`: VRUST_ENCODE_*. Any thread.
-VrustStatus vrust_tokenizer_encode(const VrustTokenizer *tokenizer,
+VrustStatus vrust_tokenizer_encode(const struct VrustTokenizer *tokenizer,
                                    const uint8_t *text,
                                    size_t text_len,
                                    uint32_t flags,
                                    uint32_t *ids,
                                    size_t capacity,
                                    size_t *n_ids,
-                                   VrustError **err);
+                                   struct VrustError **err);
 
 /// Decodes `n_ids` ids. Writes the number of bytes of text to `text_len` and the text, not
 /// NUL-terminated, to `text`, which has room for `capacity` bytes; VRUST_ERROR_BUFFER_TOO_SMALL
 /// when that is too little, with the number it needs. `flags`: VRUST_DECODE_*. Any thread.
-VrustStatus vrust_tokenizer_decode(const VrustTokenizer *tokenizer,
+VrustStatus vrust_tokenizer_decode(const struct VrustTokenizer *tokenizer,
                                    const uint32_t *ids,
                                    size_t n_ids,
                                    uint32_t flags,
                                    uint8_t *text,
                                    size_t capacity,
                                    size_t *text_len,
-                                   VrustError **err);
+                                   struct VrustError **err);
 
 /// The bytes that one token stands for, which need not be whole UTF-8 scalars. Buffer and errors
 /// as `vrust_tokenizer_decode`; VRUST_ERROR_NOT_FOUND for an id outside the vocabulary. Any thread.
-VrustStatus vrust_tokenizer_token_bytes(const VrustTokenizer *tokenizer,
+VrustStatus vrust_tokenizer_token_bytes(const struct VrustTokenizer *tokenizer,
                                         uint32_t id,
                                         uint8_t *bytes,
                                         size_t capacity,
                                         size_t *n_bytes,
-                                        VrustError **err);
+                                        struct VrustError **err);
 
 /// Destroys a tokenizer's handle. NULL is fine. Any thread.
-VrustStatus vrust_tokenizer_destroy(VrustTokenizer *tokenizer);
+VrustStatus vrust_tokenizer_destroy(struct VrustTokenizer *tokenizer);
 
 /// Renders a chat by the checkpoint's template, as a chat request does. `messages_json`: an array
 /// of OpenAI messages; `tools_json` (may be absent): an array of tools; `kwargs_json` (may be
@@ -904,7 +908,7 @@ VrustStatus vrust_tokenizer_destroy(VrustTokenizer *tokenizer);
 /// destroys the bytes.
 ///
 /// Any thread. VRUST_ERROR_TEMPLATE when there is no template or it raises an error.
-VrustStatus vrust_chat_render(const VrustTokenizer *tokenizer,
+VrustStatus vrust_chat_render(const struct VrustTokenizer *tokenizer,
                               const uint8_t *messages_json,
                               size_t messages_json_len,
                               const uint8_t *tools_json,
@@ -912,21 +916,21 @@ VrustStatus vrust_chat_render(const VrustTokenizer *tokenizer,
                               const uint8_t *kwargs_json,
                               size_t kwargs_json_len,
                               uint32_t flags,
-                              VrustBytes **text_out,
-                              VrustError **err);
+                              struct VrustBytes **text_out,
+                              struct VrustError **err);
 
 /// Writes the engine's figures to `stats`, as many bytes as `size` (sizeof *stats) says; what this
 /// library does not know is zero. Takes no lock that a step takes. Any thread.
-VrustStatus vrust_stats_get(const VrustEngine *engine,
-                            VrustStats *stats,
+VrustStatus vrust_stats_get(const struct VrustEngine *engine,
+                            struct VrustStats *stats,
                             size_t size,
-                            VrustError **err);
+                            struct VrustError **err);
 
 /// Writes the engine's figures in Prometheus' text format, under vLLM's names. The caller destroys
 /// the bytes. Any thread.
-VrustStatus vrust_stats_prometheus(const VrustEngine *engine,
-                                   VrustBytes **text_out,
-                                   VrustError **err);
+VrustStatus vrust_stats_prometheus(const struct VrustEngine *engine,
+                                   struct VrustBytes **text_out,
+                                   struct VrustError **err);
 
 #ifdef __cplusplus
 }  // extern "C"
