@@ -2,7 +2,8 @@
  *   demo [MODEL_FOLDER] [PROMPT...]
  *
  * It shows how a host uses vrust: create an engine, see it load, submit requests, drain all their
- * events through one queue, and read the engine's figures. On a terminal each prompt has a line
+ * events through one queue, go on with a chat whose beginning is in the prefix cache, and read the
+ * engine's figures. On a terminal each prompt has a line
  * of its own that grows; elsewhere each answer is printed when it is complete. */
 
 #include <stdio.h>
@@ -12,11 +13,15 @@
 
 #include <vrust/vrust.h>
 
-enum { MAX_PROMPTS = 16, MAX_ANSWER = 2048, LINE = 100, ARENA = 1 << 18 };
+enum { MAX_PROMPTS = 16, MAX_ANSWER = 2048, MAX_CHAT = 16384, LINE = 100, ARENA = 1 << 18 };
+
+/* What the follow-up says, to an engine that still has the chat's beginning in its cache. */
+static const char FOLLOW_UP[] = "Thank you!";
 
 /* One prompt, and what has come of it. */
 typedef struct Stream {
   const char *prompt;
+  const struct Stream *before; /* The turn that this one follows, or NULL. */
   char answer[MAX_ANSWER];
   size_t len;
   unsigned tokens;
@@ -30,11 +35,12 @@ typedef struct Stream {
 typedef struct Demo {
   VrustEngine *engine;
   VrustQueue *queue;
-  Stream streams[MAX_PROMPTS];
+  Stream streams[MAX_PROMPTS + 1];
   size_t num_streams;
   size_t num_ended;
   uint64_t begin_ns, end_ns;
   uint64_t peak_blocks;
+  size_t num_lines; /* Drawn so far, on a terminal. */
   int is_terminal;
 } Demo;
 
@@ -75,10 +81,11 @@ static void print_line(const Stream *stream) {
 }
 
 /* Draws every stream's line again, over the old ones. */
-static void redraw(const Demo *demo, int first_time) {
+static void redraw(Demo *demo) {
   size_t i;
-  if (!first_time) printf("\033[%dA", (int)demo->num_streams);
+  if (demo->num_lines > 0) printf("\033[%dA", (int)demo->num_lines);
   for (i = 0; i < demo->num_streams; i++) print_line(&demo->streams[i]);
+  demo->num_lines = demo->num_streams;
   fflush(stdout);
 }
 
@@ -101,7 +108,12 @@ static void print_whole(const Stream *stream) {
 
 /* --- Events ------------------------------------------------------------------------------- */
 
+/* Appends text to the answer, without the space that some tokenizers put before its first word. */
 static void append(Stream *stream, const uint8_t *text, size_t len) {
+  if (stream->len == 0 && len > 0 && text[0] == ' ') {
+    text++;
+    len--;
+  }
   if (len > MAX_ANSWER - stream->len) len = MAX_ANSWER - stream->len;
   memcpy(stream->answer + stream->len, text, len);
   stream->len += len;
@@ -157,7 +169,7 @@ static void note_blocks(Demo *demo) {
 static void stream_all(Demo *demo) {
   static uint8_t arena[ARENA];
   VrustEvent events[64];
-  if (demo->is_terminal) redraw(demo, 1);
+  if (demo->is_terminal) redraw(demo);
   while (demo->num_ended < demo->num_streams) {
     VrustError *err = NULL;
     size_t n = 0, n_bytes = 0, i;
@@ -167,7 +179,7 @@ static void stream_all(Demo *demo) {
     if (status == VRUST_CLOSED) return;
     for (i = 0; i < n; i++) handle_event(demo, &events[i], arena);
     note_blocks(demo);
-    if (demo->is_terminal) redraw(demo, 0);
+    if (demo->is_terminal) redraw(demo);
   }
 }
 
@@ -196,21 +208,56 @@ static void load(Demo *demo, const char *model) {
   } while (status == VRUST_TIMEOUT);
 }
 
-/* A chat if the model has a template, else plain text to be continued. */
+/* A chat under construction, as JSON. */
+typedef struct Chat {
+  char json[MAX_CHAT];
+  size_t len;
+} Chat;
+
+static void put(Chat *chat, const char *text) {
+  size_t len = strlen(text);
+  if (len > MAX_CHAT - chat->len) len = MAX_CHAT - chat->len;
+  memcpy(chat->json + chat->len, text, len);
+  chat->len += len;
+}
+
+/* Appends {"role":..,"content":..}, with the content's bytes escaped where JSON asks for it. */
+static void put_message(Chat *chat, const char *role, const char *content, size_t len) {
+  size_t i;
+  put(chat, chat->len == 0 ? "[{\"role\":\"" : ",{\"role\":\"");
+  put(chat, role);
+  put(chat, "\",\"content\":\"");
+  for (i = 0; i < len; i++) {
+    char escaped[8] = {content[i], 0};
+    unsigned char byte = (unsigned char)content[i];
+    if (byte < 0x20 || byte == '"' || byte == '\\') snprintf(escaped, 8, "\\u%04x", byte);
+    put(chat, escaped);
+  }
+  put(chat, "\"}");
+}
+
+/* Submits a stream's prompt: as a turn of a chat if the model has a template, else as text to go
+ * on with. */
 static void submit(Demo *demo, size_t index, int is_chat) {
-  Stream *stream = &demo->streams[index];
+  const Stream *stream = &demo->streams[index], *before = stream->before;
   VrustRequest request;
   VrustError *err = NULL;
   uint64_t id = 0;
-  char chat[1024];
+  Chat chat;
 
   vrust_request_options_init(&request, sizeof request);
   request.input = stream->prompt;
   request.input_len = strlen(stream->prompt);
-  if (is_chat && strpbrk(stream->prompt, "\"\\\n") == NULL) {
-    snprintf(chat, sizeof chat, "[{\"role\":\"user\",\"content\":\"%.900s\"}]", stream->prompt);
-    request.input = chat;
-    request.input_len = strlen(chat);
+  if (is_chat) {
+    chat.len = 0;
+    if (before != NULL) {
+      put_message(&chat, "user", before->prompt, strlen(before->prompt));
+      put_message(&chat, "assistant", before->answer, before->len);
+    }
+    put_message(&chat, "user", stream->prompt, strlen(stream->prompt));
+    put(&chat, "]");
+    request.input = chat.json;
+    request.input_len = chat.len;
     request.input_kind = VRUST_INPUT_CHAT_JSON;
   }
   request.user_data = index;
@@ -218,6 +265,19 @@ static void submit(Demo *demo, size_t index, int is_chat) {
   request.temperature = 0.0f;
   request.present = VRUST_REQUEST_HAS_MAX_TOKENS | VRUST_REQUEST_HAS_TEMPERATURE;
   check(vrust_submit(demo->engine, &request, &id, &err), err);
+}
+
+/* Goes on with the chat of the longest answer. */
+static void follow_up(Demo *demo) {
+  Stream *stream = &demo->streams[demo->num_streams];
+  size_t i;
+  stream->prompt = FOLLOW_UP;
+  for (i = 0; i < demo->num_streams; i++) {
+    const Stream *other = &demo->streams[i];
+    if (stream->before == NULL || other->len > stream->before->len) stream->before = other;
+  }
+  submit(demo, demo->num_streams, 1);
+  demo->num_streams++;
 }
 
 static int has_chat_template(const Demo *demo) {
@@ -273,6 +333,10 @@ int main(int argc, char **argv) {
   is_chat = has_chat_template(&demo);
   for (i = 0; i < demo.num_streams; i++) submit(&demo, i, is_chat);
   stream_all(&demo);
+  if (is_chat) {
+    follow_up(&demo);
+    stream_all(&demo);
+  }
   result = print_figures(&demo);
   vrust_queue_destroy(demo.queue);
   vrust_engine_destroy(demo.engine);
