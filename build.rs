@@ -1,2 +1,38 @@
-//! Nothing yet.
-fn main() {}
+//! The shared library's link arguments, and what `vrust_build_info_json` says.
+
+use std::process::Command;
+
+fn main() {
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    match variable("CARGO_CFG_TARGET_OS").as_str() {
+        "macos" => cdylib_arg("-install_name,@rpath/libvrust.0.dylib"),
+        "windows" => {}
+        _ => {
+            cdylib_arg("-soname,libvrust.so.0");
+            // Rust's thread locals do not survive dlclose.
+            cdylib_arg("-z,nodelete");
+        }
+    }
+    println!("cargo::rustc-env=VRUST_TARGET={}", variable("TARGET"));
+    println!("cargo::rustc-env=VRUST_PROFILE={}", variable("PROFILE"));
+    let revision = git_revision().map_or("null".to_owned(), |r| format!("\"{r}\""));
+    println!("cargo::rustc-env=VRUST_GIT_REVISION={revision}");
+    println!("cargo::rerun-if-env-changed=VRUST_GIT_REVISION");
+    println!("cargo::rerun-if-changed=build.rs");
+}
+
+fn cdylib_arg(argument: &str) {
+    println!("cargo::rustc-cdylib-link-arg=-Wl,{argument}");
+}
+
+/// From the environment, for builds outside a checkout, or from git. A development build may say
+/// an older revision than it has: asking git each time would rebuild each time.
+fn git_revision() -> Option<String> {
+    let given = std::env::var("VRUST_GIT_REVISION").ok();
+    let revision = given.or_else(|| {
+        let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    })?;
+    let is_hex = !revision.is_empty() && revision.bytes().all(|b| b.is_ascii_hexdigit());
+    is_hex.then_some(revision)
+}

@@ -180,7 +180,12 @@ impl Engine {
     /// `INVALID_ARGUMENT`, `UNSUPPORTED` or `CONTEXT_LENGTH` for the request; `QUEUE_FULL`
     /// (retryable); `SHUTTING_DOWN` or `ENGINE_FAILED` for the engine's state.
     pub fn submit(&self, request: Request, queue: &Arc<EventQueue>) -> Result<RequestId> {
-        intake::submit(&self.shared, request, queue)
+        let id = intake::submit(&self.shared, request, queue)?;
+        if queue.is_closed() {
+            // Its consumer has just gone, perhaps after `abort_queue` looked.
+            self.send_abort(id);
+        }
+        Ok(id)
     }
 
     /// Ends a request within one step. Each of its unfinished choices gets its `Finished` event.
@@ -193,11 +198,20 @@ impl Engine {
             let message = format!("request {id}: this engine issued no such id");
             return Err(Error::new(ErrorKind::NotFound, message).with("value", id.0));
         }
+        self.send_abort(id);
+        Ok(())
+    }
+
+    fn send_abort(&self, id: RequestId) {
         if self.shared.registry.is_live(id) {
             // A closed mailbox means that the worker is ending every request itself.
             let _ = self.shared.mailbox.send(Command::Abort(id));
         }
-        Ok(())
+    }
+
+    /// Ends every live request whose events go to `queue`, for a consumer that goes away.
+    pub fn abort_queue(&self, queue: &Arc<EventQueue>) {
+        self.shared.registry.live_ids_of(queue).into_iter().for_each(|id| self.send_abort(id));
     }
 
     /// Ends every live request.

@@ -161,6 +161,11 @@ impl EventQueue {
         self.readable.notify_all();
     }
 
+    /// Whether `close` was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Bytes of events that wait.
     pub fn undrained_bytes(&self) -> usize {
         self.lock().bytes

@@ -132,6 +132,13 @@ impl Registry {
         ids
     }
 
+    /// The ids of the live requests whose events go to `queue`.
+    pub(crate) fn live_ids_of(&self, queue: &Arc<EventQueue>) -> Vec<RequestId> {
+        let state = self.lock();
+        let live = state.live.values().filter(|ticket| Arc::ptr_eq(&ticket.queue, queue));
+        live.map(|ticket| ticket.id).collect()
+    }
+
     /// Live requests.
     pub(crate) fn num_live(&self) -> usize {
         self.lock().live.len()

@@ -92,7 +92,6 @@ impl Packed {
         16 * self.k_padded * self.storage.element_bytes()
     }
 
-
     /// The arguments of a kernel over this layer; the caller adds inputs and outputs.
     pub(crate) fn args(&self) -> linear::LinearArgs {
         linear::LinearArgs {

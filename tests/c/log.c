@@ -1,0 +1,55 @@
+/* log: the sink, its level, and that clearing it waits for the calls in flight. */
+
+#include "harness.h"
+
+typedef struct Sink {
+  pthread_mutex_t lock;
+  size_t records;
+  size_t too_detailed;
+  uint32_t level;
+  VrustStatus nested;
+} Sink;
+
+static void receive(void *user_data, uint32_t level, const char *target, size_t target_len,
+                    const char *message, size_t message_len) {
+  Sink *sink = (Sink *)user_data;
+  VrustStatus nested = vrust_log_set(VRUST_LOG_OFF, NULL, NULL, NULL);
+  CHECK(target != NULL && target_len > 0 && (message != NULL || message_len == 0));
+  pthread_mutex_lock(&sink->lock);
+  sink->records++;
+  sink->too_detailed += level > sink->level;
+  sink->nested = nested;
+  pthread_mutex_unlock(&sink->lock);
+}
+
+static void run(const char *model) {
+  VrustEngine *engine = ready_engine(model);
+  VrustQueue *queue = default_queue(engine);
+  Consumer consumer = new_consumer();
+  submit(engine, "log", 4, 0);
+  drain_until(&consumer, queue, 1);
+  CHECK(vrust_engine_destroy(engine) == VRUST_OK);
+  CHECK(vrust_queue_destroy(queue) == VRUST_OK);
+  free_consumer(&consumer);
+}
+
+int main(int argc, char **argv) {
+  const char *model = model_folder(argc, argv);
+  Sink *sink = (Sink *)calloc(1, sizeof *sink);
+  CHECK(sink != NULL && pthread_mutex_init(&sink->lock, NULL) == 0);
+  CHECK_STATUS(VRUST_ERROR_INVALID_ARGUMENT, vrust_log_set(6, receive, sink, &err));
+  sink->level = VRUST_LOG_TRACE;
+  CHECK_OK(vrust_log_set(VRUST_LOG_TRACE, receive, sink, &err));
+  run(model);
+  CHECK(sink->records == 0 || sink->nested == VRUST_ERROR_INVALID_ARGUMENT);
+  printf("%d records\n", (int)sink->records);
+  sink->level = VRUST_LOG_ERROR;
+  CHECK_OK(vrust_log_set(VRUST_LOG_ERROR, receive, sink, &err));
+  run(model);
+  CHECK(sink->too_detailed == 0);
+  CHECK_OK(vrust_log_set(VRUST_LOG_OFF, receive, sink, &err));
+  CHECK_OK(vrust_log_set(VRUST_LOG_TRACE, NULL, NULL, &err));
+  free(sink); /* No call is in flight, none will come. */
+  run(model);
+  return 0;
+}
