@@ -206,8 +206,8 @@ int main(int argc, char **argv) {
            stress.num_requests, stress.num_threads, stress.ended, stress.aborted,
            stress.elsewhere, stress.running_sum / (stress.running_samples + 1e-9),
            stress.running_most, before, peak, after);
-    /* The second round may not need more than the first left behind. */
-    CHECK(after < after_first + 16.0);
+    /* A later round may not leave more than the first; checkers keep freed memory for a while. */
+    if (getenv("VRUST_TEST_UNDER_CHECKER") == NULL) CHECK(after < after_first + 16.0);
   }
   return 0;
 }
