@@ -84,11 +84,6 @@ pub(crate) fn memory_limit() -> u64 {
     total.min(cgroup)
 }
 
-/// Bytes of memory that could be had right now without swapping.
-pub(crate) fn memory_available() -> u64 {
-    meminfo("MemAvailable:").unwrap_or(u64::MAX).min(memory_limit())
-}
-
 fn meminfo(key: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|l| l.starts_with(key))?;
@@ -142,7 +137,6 @@ mod tests {
     #[test]
     fn memory_limits_are_plausible() {
         assert!(memory_limit() > 64 << 20);
-        assert!(memory_available() <= memory_limit());
         assert!(monotonic_ns() > 0);
     }
 }

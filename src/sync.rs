@@ -2,10 +2,10 @@
 
 #[cfg(not(feature = "shuttle"))]
 pub(crate) use std::{
-    sync::Arc, sync::Condvar, sync::Mutex, sync::MutexGuard, sync::atomic, thread,
+    hint, sync::Arc, sync::Condvar, sync::Mutex, sync::MutexGuard, sync::atomic, thread,
 };
 
 #[cfg(feature = "shuttle")]
 pub(crate) use shuttle::{
-    sync::Arc, sync::Condvar, sync::Mutex, sync::MutexGuard, sync::atomic, thread,
+    hint, sync::Arc, sync::Condvar, sync::Mutex, sync::MutexGuard, sync::atomic, thread,
 };

@@ -6,6 +6,7 @@
 
 mod messages;
 mod python;
+mod sandbox;
 mod template;
 #[cfg(test)]
 mod tests;

@@ -13,15 +13,15 @@ const MAX_DEPTH: usize = 128;
 /// Adds all of it to `environment`.
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(|out, _state, value| {
+    environment.set_formatter(|out, state, value| {
         match value.as_str() {
             Some(text) => out.write_str(text),
-            None => out.write_str(&to_str(value)?),
+            None => out.write_str(&to_str(state, value)?),
         }
         .map_err(Error::from)
     });
     environment.add_filter("tojson", tojson);
-    environment.add_filter("string", |value: &Value| to_str(value));
+    environment.add_filter("string", |state: &State, value: &Value| to_str(state, value));
     environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
@@ -53,20 +53,22 @@ pub(super) fn without_generation_tags(source: &str) -> String {
 }
 
 /// Python's `str(value)`.
-fn to_str(value: &Value) -> Result<String, Error> {
+fn to_str(state: &State, value: &Value) -> Result<String, Error> {
     match value.as_str() {
         Some(text) => Ok(text.to_owned()),
         None => {
             let mut out = String::new();
-            repr(value, &mut out, 0)?;
+            repr(state, value, &mut out, 0)?;
             Ok(out)
         }
     }
 }
 
 /// Python's `repr(value)`; undefined is nothing, as Jinja prints it.
-fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
+fn repr(state: &State, value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
     check_depth(depth)?;
+    // A shared value may be reached along many paths, so each visit is paid for.
+    state.consume_fuel(1 + value.as_str().map_or(0, |text| text.len() as u64 / 64))?;
     match value.kind() {
         ValueKind::Undefined => {}
         ValueKind::None => out.push_str("None"),
@@ -78,7 +80,7 @@ fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
             let mut count = 0;
             for item in value.try_iter()? {
                 out.push_str(if count > 0 { ", " } else { "" });
-                repr(&item, out, depth + 1)?;
+                repr(state, &item, out, depth + 1)?;
                 count += 1;
             }
             out.push_str(if value.is_tuple() && count == 1 { "," } else { "" });
@@ -89,9 +91,9 @@ fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
             out.push('{');
             for (i, key) in value.try_iter()?.enumerate() {
                 out.push_str(if i > 0 { ", " } else { "" });
-                repr(&key, out, depth + 1)?;
+                repr(state, &key, out, depth + 1)?;
                 out.push_str(": ");
-                repr(&value.get_item(&key)?, out, depth + 1)?;
+                repr(state, &value.get_item(&key)?, out, depth + 1)?;
             }
             out.push('}');
         }

@@ -9,18 +9,16 @@ use minijinja::{AutoEscape, Environment};
 use serde_json::{Map, Value};
 
 use super::messages::{self, ContentFormat};
-use super::python;
+use super::{python, sandbox};
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::ChatInput;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::files::{read_limited, read_object};
 
 /// Most bytes of a template's source. The longest published ones have 30 kB.
-const MAX_SOURCE_BYTES: u64 = 1 << 20;
+const MAX_SOURCE_BYTES: u64 = 256 << 10;
 /// Most bytes of a rendered prompt.
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
-/// Budget of one rendering, about an instruction or 64 bytes of data a unit.
-const FUEL: u64 = 20_000_000;
 /// Most nested macros, includes and blocks.
 const RECURSION_LIMIT: usize = 100;
 /// Names that the template gets from the request itself.
@@ -120,7 +118,9 @@ impl ChatTemplate {
             false => None,
         };
         let context = self.context(chat, &messages)?;
-        let text = self.run(name, context)?;
+        let inputs = messages.iter().chain(&chat.tools).chain(&chat.template_kwargs);
+        let fuel = sandbox::fuel_for(messages.len(), inputs);
+        let text = sandbox::render(fuel, || self.run(name, context, fuel))?;
         match final_message {
             Some(message) => cut_at_mark(text, &message),
             None => Ok(text),
@@ -134,7 +134,6 @@ impl ChatTemplate {
             environment.set_syntax(syntax);
         }
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_LIMIT);
         python::install(&mut environment);
         let special_tokens = tokenizer.named_special_tokens().to_vec();
@@ -151,7 +150,10 @@ impl ChatTemplate {
         }
         let format = ContentFormat::of(source);
         let source = python::without_generation_tags(source);
-        self.environment.add_template_owned(name, source).map_err(|e| jinja_error(&e))?;
+        let environment = &mut self.environment;
+        sandbox::compile(source.len(), || {
+            environment.add_template_owned(name, source).map_err(|e| jinja_error(&e))
+        })?;
         match name {
             TOOL_USE => self.tool_use = Some(format),
             _ => self.default = Some(format),
@@ -213,8 +215,11 @@ impl ChatTemplate {
         Ok(Jinja::from_pairs(variables))
     }
 
-    fn run(&self, name: &str, context: Jinja) -> Result<String> {
-        let template = self.environment.get_template(name).map_err(|e| jinja_error(&e))?;
+    fn run(&self, name: &str, context: Jinja, fuel: u64) -> Result<String> {
+        // The budget belongs to the environment; its templates and filters are shared.
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(fuel));
+        let template = environment.get_template(name).map_err(|e| jinja_error(&e))?;
         let mut output = Limited { bytes: Vec::new(), exceeded: false };
         let rendered = template.render_captured_to(context, &mut output).map(|_| ());
         if output.exceeded {
@@ -302,7 +307,7 @@ fn jinja_error(error: &minijinja::Error) -> Error {
     }
     let what = match (cause.kind(), cause.detail()) {
         (minijinja::ErrorKind::OutOfFuel, _) => {
-            format!("the template does too much work (limit {FUEL} units)")
+            "the template does more work than a chat of this size may take".to_owned()
         }
         // What a template raises is meant for the reader as it stands.
         (minijinja::ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),

@@ -1,6 +1,6 @@
 //! What the worker tells the metrics.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::output::Choice;
 use super::worker::{Live, Worker};
@@ -14,6 +14,11 @@ pub(crate) struct StepFigures {
 }
 
 impl StepFigures {
+    /// The model and the sampler took this long.
+    pub(crate) fn model(&mut self, took: Duration) {
+        self.record.model_seconds = took.as_secs_f64();
+    }
+
     /// A choice got a token, `previous_ns` after the one before it (0: it is the first).
     pub(crate) fn token(&mut self, metrics: &Metrics, choice: &Choice, previous_ns: u64) {
         self.record.generation_tokens += 1;

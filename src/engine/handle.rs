@@ -77,8 +77,8 @@ pub(crate) struct Shared {
     pub(crate) template: OnceLock<Arc<ChatTemplate>>,
     pub(crate) on_room: OnRoom,
     pub(crate) default_queue: Arc<EventQueue>,
-    jobs: Mutex<Option<Sender<TokenizeJob>>>,
-    pub(crate) jobs_received: Receiver<TokenizeJob>,
+    jobs: Mutex<Option<Sender<Box<TokenizeJob>>>>,
+    pub(crate) jobs_received: Receiver<Box<TokenizeJob>>,
     status: Mutex<Status>,
     changed: Condvar,
     queues: Mutex<Vec<Weak<EventQueue>>>,
@@ -379,12 +379,10 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Sends a job to the tokenizer pool; gives it back when the pool is gone.
-    pub(crate) fn tokenize(&self, job: TokenizeJob) -> std::result::Result<(), TokenizeJob> {
-        match &*self.jobs.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(jobs) => jobs.send(job).map_err(|e| e.into_inner()),
-            None => Err(job),
-        }
+    /// Sends a job to the tokenizer pool; false when the pool is gone.
+    pub(crate) fn tokenize(&self, job: TokenizeJob) -> bool {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.as_ref().is_some_and(|jobs| jobs.send(Box::new(job)).is_ok())
     }
 
     /// What requests are checked against before anything is loaded.

@@ -68,7 +68,7 @@ pub(crate) fn submit(
                 Admission { ticket, request, prompt, prompt_text: None, bad_words, deadline };
             shared.mailbox.send(Command::Add(Box::new(admission))).is_ok()
         }
-        _ => shared.tokenize(TokenizeJob { ticket, request, deadline }).is_ok(),
+        _ => shared.tokenize(TokenizeJob { ticket, request, deadline }),
     };
     // Not delivered means that the engine has just stopped. Either it has ended this request with
     // the others, and the host will learn that from its event, or it did not see it any more.
@@ -97,7 +97,7 @@ fn run_pool(shared: &Arc<Shared>) {
             continue;
         }
         let prepared =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| prepare(shared, job)))
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| prepare(shared, *job)))
                 .unwrap_or_else(|_| Err(Error::new(ErrorKind::Panic, "tokenization panicked")));
         match prepared {
             // A closed mailbox means that the worker is ending every request itself.

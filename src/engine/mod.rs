@@ -21,6 +21,8 @@ mod handle;
 mod intake;
 mod load;
 mod mailbox;
+#[cfg(all(test, feature = "shuttle"))]
+mod models;
 mod output;
 mod queue;
 mod registry;

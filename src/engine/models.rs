@@ -148,8 +148,7 @@ fn each_accepted_request_ends_once_whatever_races_with_shutdown() {
                 registry.live_ids().into_iter().for_each(|id| end(&registry, &queue, id));
             })
         };
-        let accepted: Vec<_> =
-            submitters.into_iter().filter_map(|s| s.join().unwrap()).collect();
+        let accepted: Vec<_> = submitters.into_iter().filter_map(|s| s.join().unwrap()).collect();
         aborter.join().unwrap();
         worker.join().unwrap();
         assert!(registry.wait_empty(None));

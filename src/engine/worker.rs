@@ -130,9 +130,11 @@ impl Worker {
             if let Some(batch) = batch {
                 self.note_admitted(&batch);
                 self.poison_free_blocks();
+                let model_began = Instant::now();
                 self.runner.forward(&batch, &self.scheduler);
                 self.panic_if_asked(&batch);
                 let results = self.sample(&batch)?;
+                self.figures.model(model_began.elapsed());
                 self.emit(&batch, results);
                 self.record_step(began);
             }

@@ -2,16 +2,16 @@
 //! the memory itself belongs to the backend.
 //!
 //! ```text
-//!   block 0        null block: never handed out, never freed
+//!                         free list
+//!   head [ not in the map │ in the map, oldest first ] tail        used (ref_count >= 1)
+//!     │                             │                                 │
+//!     ├── allocate (out of the map: evicted) ───────────────────────► │
+//!     │                             ├── touch, by a hit ────────────► │
+//!     ◄── release, not in the map ────────────────────────────────────┤
+//!                              tail ◄── release, in the map ──────────┘
 //!
-//!                    allocate (an evicted block leaves the map)
-//!        ┌──────────────────────────────────────────────┐
-//!        │                                              ▼
-//!   free list   head [ unhashed … | hashed, oldest … newest ] tail      used (ref_count >= 1)
-//!                      ▲                             ▲                  │        │
-//!                      └── release, not in the map ──┼──────────────────┘        │ touch: ref_count++
-//!                                                    └── release, in the map ◄───┘ of a hit
-//!   free + cached + used == num_blocks - 1
+//!   free (not in the map) + cached (in the map) + used == num_blocks - 1
+//!   block 0, the null block, is in neither
 //! ```
 //!
 //! - Only full blocks are hashed; a hash covers the block's tokens and all tokens before it, so

@@ -49,6 +49,7 @@ pub struct Metrics {
     undrained_bytes: Cell,
     steps: Cell,
     step_nanos: Cell,
+    model_nanos: Cell,
     last_step_nanos: Cell,
     histograms: Histograms,
 }
@@ -105,6 +106,7 @@ impl Metrics {
             undrained_bytes: Cell::default(),
             steps: Cell::default(),
             step_nanos: Cell::default(),
+            model_nanos: Cell::default(),
             last_step_nanos: Cell::default(),
             histograms: Histograms::new(),
         }
@@ -158,6 +160,7 @@ impl Metrics {
         // Saturates: a float that is negative, huge or NaN is no crash.
         let nanos = (step.seconds * 1e9) as u64;
         self.step_nanos.add(nanos);
+        self.model_nanos.add((step.model_seconds * 1e9) as u64);
         self.last_step_nanos.set(nanos);
         let tokens = step.prompt_tokens + step.generation_tokens;
         self.histograms.iteration_tokens.observe(tokens as f64, 1);
@@ -217,6 +220,7 @@ impl Metrics {
             undrained_bytes: self.undrained_bytes.get(),
             steps: self.steps.get(),
             step_seconds: self.step_nanos.get() as f64 * 1e-9,
+            model_seconds: self.model_nanos.get() as f64 * 1e-9,
             last_step_seconds: self.last_step_nanos.get() as f64 * 1e-9,
         }
     }
@@ -303,10 +307,6 @@ struct Cell(AtomicU64);
 impl Cell {
     fn add(&self, value: u64) {
         self.0.fetch_add(value, Ordering::Relaxed);
-    }
-
-    fn subtract(&self, value: u64) {
-        self.0.fetch_sub(value, Ordering::Relaxed);
     }
 
     fn set(&self, value: u64) {

@@ -108,6 +108,8 @@ fn counters(page: &mut Page, stats: &Stats) {
         page.counter(name, help, value as f64);
     }
     page.counter("vrust:step_seconds", "Seconds spent in engine steps.", stats.step_seconds);
+    let help = "Seconds spent in the model and the sampler.";
+    page.counter("vrust:model_seconds", help, stats.model_seconds);
 }
 
 fn finished(page: &mut Page, metrics: &Metrics) {

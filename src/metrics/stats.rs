@@ -56,6 +56,8 @@ pub struct Stats {
     pub steps: u64,
     /// Seconds of all steps.
     pub step_seconds: f64,
+    /// Of those, in the model and the sampler; the rest is scheduling and output.
+    pub model_seconds: f64,
     /// Seconds of the newest step.
     pub last_step_seconds: f64,
 }
@@ -113,6 +115,8 @@ pub struct StepRecord {
     pub generation_tokens: u64,
     /// From the begin of scheduling to the last event.
     pub seconds: f64,
+    /// Of those, in the model and the sampler.
+    pub model_seconds: f64,
 }
 
 /// How a choice ended, as a label.

@@ -184,8 +184,7 @@ fn every_sample_has_the_models_labels_unescaped() {
 fn counts_are_exact_after_known_events() {
     let metrics = Metrics::new();
     metrics.describe(info());
-    metrics.record_accepted();
-    metrics.record_accepted();
+    metrics.set_live_requests(1);
     metrics.record_rejected();
     let gauges = SchedulerGauges {
         running: 3,
@@ -205,6 +204,7 @@ fn counts_are_exact_after_known_events() {
         prompt_tokens_cached,
         generation_tokens,
         seconds: 0.25,
+        model_seconds: 0.125,
     };
     metrics.record_step(&step(40, 32, 1));
     metrics.record_step(&step(0, 0, 10));
@@ -257,6 +257,7 @@ fn counts_are_exact_after_known_events() {
         ("vrust:undrained_bytes", 512.0),
         ("vrust:steps_total", 2.0),
         ("vrust:step_seconds_total", 0.5),
+        ("vrust:model_seconds_total", 0.25),
     ];
     for (name, expected) in values {
         let value = page.value(name, None);

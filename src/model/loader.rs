@@ -83,8 +83,9 @@ impl<'a> Loader<'a> {
     pub(super) fn finish_check(self) -> Result<u64> {
         match self.stage {
             Stage::Check { missing, bytes } if missing.is_empty() => Ok(bytes),
-            Stage::Check { missing, .. } => {
+            Stage::Check { mut missing, .. } => {
                 let message = format!("the checkpoint lacks {}", name_some(&missing));
+                missing.truncate(MAX_DETAIL_NAMES);
                 Err(Error::new(ErrorKind::ModelFormat, message).with("tensor", missing))
             }
             Stage::Load { .. } => unreachable!("only a loader that checks is asked"),
@@ -151,6 +152,9 @@ impl<'a> Loader<'a> {
         }
     }
 }
+
+/// Most names in an error's details.
+const MAX_DETAIL_NAMES: usize = 16;
 
 /// The first few names and how many there are: for messages.
 pub(super) fn name_some(names: &[String]) -> String {

@@ -10,10 +10,10 @@ use crate::ids::TokenId;
 use crate::request::ResolvedParams;
 
 use super::logprobs::{fast_exp, sum_exp};
-use super::row::Maxima;
+use super::row::{CHUNK, Maxima, token};
 
 /// A token that may be drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Candidate {
     /// Its logit; after `survivors` less the row's maximum and divided by the temperature.
     pub(super) value: f32,
@@ -81,10 +81,11 @@ impl Filters {
         for c in out.iter_mut() {
             c.value = self.scale(c.value, max);
         }
-        out.retain(|c| c.value >= self.ln_min_p && c.value > f32::NEG_INFINITY);
+        let floor = self.ln_min_p.max(-f32::MAX);
+        retain(out, |c| c.value >= floor);
         if self.top_p < 1.0 {
             let total = total.unwrap_or_else(|| out.iter().map(weight).sum());
-            keep_top_p(out, self.top_p, total);
+            keep_top_p(out, self.top_p, total)?;
         }
         Ok(())
     }
@@ -116,7 +117,7 @@ pub(super) fn collect_top_k(
     collect(logits, maxima, |x| x >= floor, out)?;
     if k < out.len() {
         let kth = kth(out, k);
-        out.retain(|c| c.value >= kth);
+        retain(out, |c| c.value >= kth);
     }
     Ok(())
 }
@@ -126,73 +127,116 @@ fn kth(candidates: &mut [Candidate], k: usize) -> f32 {
     candidates.select_nth_unstable_by(k - 1, |a, b| b.value.total_cmp(&a.value)).1.value
 }
 
-/// Fills `out` with the tokens whose logits pass `keep`, which is monotone.
+/// Fills `out` with the tokens whose logits pass `keep`, in ascending order. `keep` must be
+/// monotone: true for everything above a value for which it is true.
 fn collect(
     logits: &[f32],
     maxima: &Maxima,
     keep: impl Fn(f32) -> bool,
     out: &mut Vec<Candidate>,
 ) -> Result<()> {
-    let chunks = maxima.chunks().iter().filter(|&&m| keep(m)).count();
+    let most = CHUNK * maxima.chunks().iter().filter(|&&m| keep(m)).count();
     out.clear();
-    out.try_reserve(chunks * super::row::CHUNK)?;
-    maxima.for_each_kept(logits, keep, |id, value| {
-        // -0.0 becomes 0.0: equal values must look equal to `total_cmp`.
-        out.push(Candidate { value: value + 0.0, id });
+    out.try_reserve(most)?;
+    out.resize(most, Candidate::default());
+    let mut len = 0;
+    for (c, (chunk, &largest)) in logits.chunks(CHUNK).zip(maxima.chunks()).enumerate() {
+        if !keep(largest) {
+            continue;
+        }
+        for (i, &x) in chunk.iter().enumerate() {
+            // -0.0 becomes 0.0: equal values must look equal to `total_cmp`.
+            out[len] = Candidate { value: x + 0.0, id: token(c * CHUNK + i) };
+            // No branch: nobody could predict it.
+            len += usize::from(keep(x));
+        }
+    }
+    out.truncate(len);
+    Ok(())
+}
+
+/// `Vec::retain` without a branch that nobody could predict.
+fn retain(candidates: &mut Vec<Candidate>, keep: impl Fn(&Candidate) -> bool) {
+    let mut len = 0;
+    for i in 0..candidates.len() {
+        let c = candidates[i];
+        candidates[len] = c;
+        len += usize::from(keep(&c));
+    }
+    candidates.truncate(len);
+}
+
+/// Candidates up to which `keep_top_p` simply sorts.
+const SORT_AT_MOST: usize = 256;
+/// Buckets of equal width in the scaled logit.
+const BUCKETS: usize = 2048;
+
+/// Keeps the most likely candidates until their weights reach `top_p * total`; the one that
+/// reaches it is the last. Of equals the lowest ids stay.
+fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f32, total: f64) -> Result<()> {
+    let target = f64::from(top_p) * total;
+    if candidates.len() <= SORT_AT_MOST {
+        let kept = sort_and_count(candidates, 0.0, target);
+        candidates.truncate(kept);
+        return Ok(());
+    }
+    let lowest = candidates.iter().fold(0.0f32, |m, c| if c.value < m { c.value } else { m });
+    // All equal: one bucket.
+    let per_unit = if lowest < 0.0 { (BUCKETS - 1) as f32 / -lowest } else { 0.0 };
+    // Monotone in the value, so buckets are ranges of it.
+    let bucket = |c: &Candidate| ((-c.value * per_unit) as usize).min(BUCKETS - 1);
+    let (crossing, above) = crossing_bucket(candidates, bucket, target);
+    // Only the bucket in which the weights reach the target is sorted, at the end of the list.
+    let len = candidates.len();
+    for i in 0..len {
+        if bucket(&candidates[i]) == crossing {
+            candidates.try_reserve(1)?;
+            candidates.push(candidates[i]);
+        }
+    }
+    let crossed = &mut candidates[len..];
+    let kept = sort_and_count(crossed, above, target);
+    let last = kept.checked_sub(1).map(|last| crossed[last]);
+    candidates.truncate(len);
+    retain(candidates, |c| match bucket(c).cmp(&crossing) {
+        Ordering::Less => true,
+        Ordering::Equal => last.is_some_and(|last| descending(c, &last) != Ordering::Greater),
+        Ordering::Greater => false,
     });
     Ok(())
 }
 
-/// Candidates beyond which `keep_top_p` looks at buckets before it sorts.
-const SORT_AT_MOST: usize = 512;
-/// Buckets of equal width in the scaled logit.
-const BUCKETS: usize = 512;
-
-/// Keeps the most likely candidates until their weights reach `top_p * total`; the one that
-/// reaches it is the last. Of equals the lowest ids stay.
-fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f32, total: f64) {
-    let target = f64::from(top_p) * total;
-    let (sure, mut mass) = match candidates.len() > SORT_AT_MOST {
-        true => drop_unlikely(candidates, target),
-        false => (0, 0.0),
-    };
-    let open = &mut candidates[sure..];
-    open.sort_unstable_by(descending);
-    let mut kept = 0;
-    while kept < open.len() && (sure + kept == 0 || mass < target) {
-        mass += weight(&open[kept]);
-        kept += 1;
-    }
-    candidates.truncate(sure + kept);
-}
-
-/// Finds the bucket in which the weights reach `target`, drops all below it and puts all above it
-/// first. Returns how many those are, and their weight.
-fn drop_unlikely(candidates: &mut Vec<Candidate>, target: f64) -> (usize, f64) {
-    let lowest = candidates.iter().fold(0.0f32, |m, c| if c.value < m { c.value } else { m });
-    // All equal: one bucket, nothing to drop.
-    let per_unit = if lowest < 0.0 { (BUCKETS - 1) as f32 / -lowest } else { 0.0 };
-    // Monotone in the value, so buckets are ranges of it.
-    let bucket = |c: &Candidate| ((-c.value * per_unit) as usize).min(BUCKETS - 1);
+/// The bucket in which the weights reach `target`, and the weight of all buckets before it.
+fn crossing_bucket(
+    candidates: &[Candidate],
+    bucket: impl Fn(&Candidate) -> usize,
+    target: f64,
+) -> (usize, f64) {
     let mut masses = [0.0f64; BUCKETS];
-    for c in candidates.iter() {
+    for c in candidates {
         masses[bucket(c)] += weight(c);
     }
-    let mut mass = 0.0;
-    let mut crossing = 0;
-    while crossing + 1 < BUCKETS && mass + masses[crossing] < target {
-        mass += masses[crossing];
-        crossing += 1;
-    }
-    candidates.retain(|c| bucket(c) <= crossing);
-    let mut sure = 0;
-    for i in 0..candidates.len() {
-        if bucket(&candidates[i]) < crossing {
-            candidates.swap(i, sure);
-            sure += 1;
+    let mut above = 0.0;
+    for (crossing, mass) in masses.iter().enumerate() {
+        if above + mass >= target {
+            return (crossing, above);
         }
+        above += mass;
     }
-    (sure, mass)
+    // Rounding: the weights end just short of the target, and everything stays.
+    (BUCKETS, above)
+}
+
+/// Sorts, most likely first, and counts the candidates until `above` and their weights reach
+/// `target`: at least one if `above` is 0.
+fn sort_and_count(candidates: &mut [Candidate], mut above: f64, target: f64) -> usize {
+    candidates.sort_unstable_by(descending);
+    let mut kept = 0;
+    while kept < candidates.len() && (above == 0.0 || above < target) {
+        above += weight(&candidates[kept]);
+        kept += 1;
+    }
+    kept
 }
 
 /// Unnormalised probability.

@@ -115,10 +115,10 @@ impl SequenceSampler {
     pub fn accept(&mut self, token: TokenId) {
         self.min_tokens.accept();
         self.bad_words.accept(token);
-        if let Some(penalties) = &mut self.penalties {
-            if let Err(error) = penalties.accept(token) {
-                self.broken = Some(error);
-            }
+        if let Some(penalties) = &mut self.penalties
+            && let Err(error) = penalties.accept(token)
+        {
+            self.broken = Some(error);
         }
     }
 
@@ -136,17 +136,16 @@ impl SequenceSampler {
             return Ok(Sampled { token, logprobs: None });
         };
         let top = logprobs::top(logits, &scratch.maxima, top_n)?;
-        let token = if self.changes_logits() {
-            scratch.raw.clear();
-            scratch.raw.try_reserve(logits.len())?;
-            scratch.raw.extend_from_slice(logits);
-            self.process(logits, position, &mut scratch.maxima)?;
+        if !self.changes_logits() {
             let token = self.choose(logits, position, scratch)?;
-            return Ok(Sampled { token, logprobs: Some(top.with_chosen(&scratch.raw, token)) });
-        } else {
-            self.choose(logits, position, scratch)?
-        };
-        Ok(Sampled { token, logprobs: Some(top.with_chosen(logits, token)) })
+            return Ok(Sampled { token, logprobs: Some(top.with_chosen(logits, token)) });
+        }
+        scratch.raw.clear();
+        scratch.raw.try_reserve(logits.len())?;
+        scratch.raw.extend_from_slice(logits);
+        self.process(logits, position, &mut scratch.maxima)?;
+        let token = self.choose(logits, position, scratch)?;
+        Ok(Sampled { token, logprobs: Some(top.with_chosen(&scratch.raw, token)) })
     }
 
     /// Whether any rule before the temperature is active at this place of the sequence.

@@ -64,26 +64,6 @@ impl Maxima {
         let within = logits[start.min(logits.len())..].iter().position(|&x| x == self.max);
         token(start + within.unwrap_or(0))
     }
-
-    /// Calls `take` for each token whose logit passes `keep`, in ascending order. `keep` must be
-    /// monotone: true for everything above a value for which it is true.
-    pub(super) fn for_each_kept(
-        &self,
-        logits: &[f32],
-        keep: impl Fn(f32) -> bool,
-        mut take: impl FnMut(TokenId, f32),
-    ) {
-        for (c, (chunk, &largest)) in logits.chunks(CHUNK).zip(&self.chunks).enumerate() {
-            if !keep(largest) {
-                continue;
-            }
-            for (i, &x) in chunk.iter().enumerate() {
-                if keep(x) {
-                    take(token(c * CHUNK + i), x);
-                }
-            }
-        }
-    }
 }
 
 /// Index to id; a vocabulary never has more than u32 can count.

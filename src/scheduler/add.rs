@@ -12,7 +12,7 @@ impl Scheduler {
         self.check(&new)?;
         let arrival = Arrival { id: new.id, priority: new.priority, arrival: new.arrival };
         let key = self.waiting.key_of_new(arrival);
-        let slot = self.sequences.insert(Sequence::new(new, self.config.num_groups, key));
+        let slot = self.sequences.insert(Sequence::new(new, &self.config, key)?);
         self.waiting.insert(key, slot);
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! `Sequence`: one running choice, as the scheduler sees it.
 
+use super::config::SchedulerConfig;
 use super::queue::QueueKey;
+use crate::error::Result;
 use crate::ids::{BlockId, SeqId, TokenId};
 use crate::kv_cache::{BlockHash, hash_block};
 use crate::request::FinishReason;
@@ -86,8 +88,13 @@ pub(super) enum State {
 }
 
 impl Sequence {
-    pub(super) fn new(new: NewSequence, num_groups: usize, key: QueueKey) -> Self {
-        Self {
+    /// Fails if memory for what the prompt's length asks for cannot be had.
+    pub(super) fn new(new: NewSequence, config: &SchedulerConfig, key: QueueKey) -> Result<Self> {
+        let mut hashes = Vec::new();
+        if config.enable_prefix_caching {
+            hashes.try_reserve(new.prompt.len() / config.block_size)?;
+        }
+        Ok(Self {
             id: new.id,
             num_prompt_tokens: new.prompt.len(),
             tokens: new.prompt,
@@ -108,12 +115,12 @@ impl Sequence {
             num_preemptions: 0,
             num_cached_tokens: 0,
             admitted_before: false,
-            block_tables: vec![Vec::new(); num_groups],
+            block_tables: vec![Vec::new(); config.num_groups],
             num_hit_blocks: 0,
             num_hashed_blocks: 0,
             cacheable: true,
-            hashes: Vec::new(),
-        }
+            hashes,
+        })
     }
 
     /// Its id.

@@ -13,8 +13,8 @@ use super::source::check_request;
 /// Standard deviation of the values, the one that models are commonly initialised with.
 const DEVIATION: f32 = 0.02;
 
-/// A random matrix of values that bf16 can hold, in any element type: each element follows from seed, name and place alone, so that it does
-/// not matter in what pieces the rows are read.
+/// A random matrix in any element type: each element follows from seed, name and place alone, so
+/// that it does not matter in what pieces the rows are read.
 pub struct DummyRows {
     name: String,
     key: u64,
@@ -50,19 +50,19 @@ impl RowSource for DummyRows {
     fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
         check_request(self, &rows, out);
         let first = (rows.start as u64).wrapping_mul(self.cols as u64);
-        let value = |i: usize| bf16::from_f32(normal(self.key, first.wrapping_add(i as u64)));
+        let mut values = Values::new(self.key, first);
         match self.dtype {
-            DType::F32 => fill(out, |i| value(i).to_f32().to_le_bytes()),
-            DType::F16 => fill(out, |i| f16::from_f32(value(i).to_f32()).to_le_bytes()),
-            DType::Bf16 => fill(out, |i| value(i).to_le_bytes()),
+            DType::F32 => fill(out, || values.next().to_le_bytes()),
+            DType::F16 => fill(out, || f16::from_f32(values.next()).to_le_bytes()),
+            DType::Bf16 => fill(out, || bf16::from_f32(values.next()).to_le_bytes()),
         }
         Ok(())
     }
 }
 
-fn fill<const N: usize>(out: &mut [u8], element: impl Fn(usize) -> [u8; N]) {
-    for (i, bytes) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
-        *bytes = element(i);
+fn fill<const N: usize>(out: &mut [u8], mut element: impl FnMut() -> [u8; N]) {
+    for bytes in out.as_chunks_mut::<N>().0 {
+        *bytes = element();
     }
 }
 
@@ -72,20 +72,44 @@ pub(super) fn vector(seed: u64, name: &str, len: usize, kind: VectorKind) -> Res
         VectorKind::Scale => (key(seed, name), 1.0),
         VectorKind::Bias => (key(seed, name), 0.0),
     };
+    let mut random = Values::new(key, 0);
     let mut values = Vec::new();
     values.try_reserve_exact(len)?;
-    values.extend((0..len as u64).map(|i| mean + normal(key, i)));
+    values.extend((0..len).map(|_| mean + random.next()));
     Ok(values)
 }
 
-/// A nearly normal value: the sum of the four 16-bit parts of a hash.
-fn normal(key: u64, index: u64) -> f32 {
-    /// Mean of the sum, and its standard deviation.
-    const MEAN: f32 = 2.0 * 65_535.0;
-    const SPREAD: f32 = 37_837.0;
-    let bits = mix(key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-    let sum = (0..4).map(|lane| (bits >> (16 * lane)) as u32 & 0xffff).sum::<u32>();
-    (sum as f32 - MEAN) * (DEVIATION / SPREAD)
+/// The values of a tensor from some index on: one hash gives four of them, evenly spread.
+struct Values {
+    key: u64,
+    index: u64,
+    bits: u64,
+}
+
+impl Values {
+    fn new(key: u64, index: u64) -> Self {
+        let mut values = Self { key, index, bits: 0 };
+        values.draw();
+        values.bits >>= 16 * (index % 4);
+        values
+    }
+
+    fn next(&mut self) -> f32 {
+        /// Standard deviation of sixteen even bits: their range over the root of 12.
+        const SPREAD: f32 = 18_918.6;
+        let lane = (self.bits & 0xffff) as f32 - 32_767.5;
+        self.bits >>= 16;
+        self.index = self.index.wrapping_add(1);
+        if self.index.is_multiple_of(4) {
+            self.draw();
+        }
+        lane * (DEVIATION / SPREAD)
+    }
+
+    fn draw(&mut self) {
+        self.bits =
+            mix(self.key.wrapping_add((self.index / 4).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    }
 }
 
 /// A key of its own for each tensor.
@@ -107,16 +131,16 @@ mod tests {
 
     #[test]
     fn dummy_rows_are_the_same_in_any_pieces() {
-        let source = DummyRows::new(7, "w", DType::Bf16, 64, 48);
-        let mut whole = vec![0; 64 * 48 * 2];
+        let source = DummyRows::new(7, "w", DType::Bf16, 64, 47);
+        let mut whole = vec![0; 64 * 47 * 2];
         source.read_rows(0..64, &mut whole).unwrap();
-        let mut piece = vec![0; 5 * 48 * 2];
-        source.read_rows(30..35, &mut piece).unwrap();
-        assert_eq!(piece, whole[30 * 96..35 * 96]);
+        let mut piece = vec![0; 5 * 47 * 2];
+        source.read_rows(31..36, &mut piece).unwrap();
+        assert_eq!(piece, whole[31 * 94..36 * 94]);
     }
 
     #[test]
-    fn dummy_rows_look_normal() {
+    fn dummy_rows_have_the_usual_spread() {
         let mut raw = vec![0; 64 * 1024 * 2];
         DummyRows::new(1, "w", DType::Bf16, 64, 1024).read_rows(0..64, &mut raw).unwrap();
         let mut values = vec![0.0; 64 * 1024];

@@ -108,16 +108,20 @@ impl TransposedRows {
             stripe.data.try_reserve_exact(width * row_bytes - stripe.data.len())?;
             stripe.data.resize(width * row_bytes, 0);
         }
-        let mut line = Vec::new();
-        line.try_reserve_exact(width * size)?;
-        line.resize(width * size, 0);
-        for col in 0..self.cols {
-            let first = col * self.rows + rows.start;
-            read(&self.tensor, self.tensor.offset + (first * size) as u64, &mut line)?;
-            check_finite(&self.tensor, self.dtype, &line, first)?;
-            for (row, element) in line.chunks_exact(size).enumerate() {
-                let at = row * row_bytes + col * size;
-                stripe.data[at..at + size].copy_from_slice(element);
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(LINES * width * size)?;
+        lines.resize(LINES * width * size, 0);
+        for col in (0..self.cols).step_by(LINES) {
+            let count = LINES.min(self.cols - col);
+            for (i, line) in lines.chunks_exact_mut(width * size).take(count).enumerate() {
+                let first = (col + i) * self.rows + rows.start;
+                read(&self.tensor, self.tensor.offset + (first * size) as u64, line)?;
+                check_finite(&self.tensor, self.dtype, line, first)?;
+            }
+            let turned = &mut stripe.data[col * size..];
+            match size {
+                2 => turn::<2>(&lines, width, count, turned, row_bytes),
+                _ => turn::<4>(&lines, width, count, turned, row_bytes),
             }
         }
         stripe.rows = rows;
@@ -146,6 +150,9 @@ impl RowSource for TransposedRows {
         check_request(self, &rows, out);
         let row_bytes = self.cols * self.dtype.size();
         let mut stripe = self.stripe.borrow_mut();
+        if rows.is_empty() {
+            return Ok(());
+        }
         if rows.start < stripe.rows.start || rows.end > stripe.rows.end {
             let wanted = (self.stripe_bytes / row_bytes.max(1)).max(rows.len());
             let end = (rows.start + wanted).min(self.rows);
@@ -154,6 +161,27 @@ impl RowSource for TransposedRows {
         let from = (rows.start - stripe.rows.start) * row_bytes;
         out.copy_from_slice(&stripe.data[from..from + out.len()]);
         Ok(())
+    }
+}
+
+/// File rows that are turned at once: what they hold of an output row fills a cache line or half.
+const LINES: usize = 16;
+
+/// Writes `lines`, `[count, width]` elements of `N` bytes, as `[width, count]` with `row_bytes`
+/// from row to row.
+fn turn<const N: usize>(
+    lines: &[u8],
+    width: usize,
+    count: usize,
+    out: &mut [u8],
+    row_bytes: usize,
+) {
+    let lines = lines.as_chunks::<N>().0;
+    for row in 0..width {
+        let out = &mut out[row * row_bytes..][..count * N];
+        for (i, element) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+            *element = lines[i * width + row];
+        }
     }
 }
 

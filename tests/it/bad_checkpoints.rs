@@ -5,11 +5,12 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::json;
-use vrust::backend::ComputeType;
 use vrust::backend::reference::ReferenceBackend;
+use vrust::backend::{ComputeType, RowSource};
 use vrust::config::LoadFormat;
 use vrust::error::{Error, ErrorKind, Result};
 use vrust::model::{self, LoadOptions, ModelConfig};
+use vrust::weights::{Checkpoint, TensorRows};
 
 use crate::support::folder::{
     TempDir, edit_header, edit_json, edit_tensor, entry, safetensors, set_fields,
@@ -56,6 +57,20 @@ fn file_cut_short() {
     };
     let error = check("llama2", damage, ErrorKind::ModelFormat, &[WEIGHTS, "tensor", "cut short"]);
     assert!(error.detail()["limit"].as_u64() < error.detail()["value"].as_u64());
+}
+
+#[test]
+fn file_cut_short_while_it_is_read() {
+    let copy = TempDir::copy_of(&folder("llama2"));
+    let checkpoint = Checkpoint::open(copy.path()).unwrap();
+    let source = TensorRows::new(checkpoint.get("lm_head.weight").unwrap()).unwrap();
+    fs::OpenOptions::new().write(true).open(copy.join(WEIGHTS)).unwrap().set_len(5000).unwrap();
+    let mut out = vec![0; source.rows() * source.cols() * source.dtype().size()];
+    let error = source.read_rows(0..source.rows(), &mut out).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    for part in [WEIGHTS, "lm_head.weight"] {
+        assert!(error.message().contains(part), "{error}");
+    }
 }
 
 #[test]

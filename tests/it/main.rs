@@ -1,5 +1,7 @@
 //! Integration tests: one binary.
 
+#![allow(clippy::print_stdout, reason = "tests say what they measured or could not run")]
+
 mod bad_checkpoints;
 mod engine_failures;
 mod engine_goldens;

@@ -157,6 +157,8 @@ fn run(config: SchedulerConfig, depth: usize, events: &[Event]) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
+        // The rarer interplays (poison, failure, sharing) need thousands of loads to be met.
+        cases: ProptestConfig::default().cases.max(4096),
         failure_persistence: None,
         max_shrink_iters: 20_000,
         ..ProptestConfig::default()

@@ -1,34 +1,524 @@
-//! The CPU backend; for now the reference loops under its name.
+//! The fast CPU backend.
+//!
+//! ```text
+//!  mod (ops enqueue) ─► program (phases, barriers) ─► kernels (one table per instruction path)
+//!                            │                            │
+//!                     thread_pool, barrier      linear · attention · norm · rope · elementwise
+//!                                                         │
+//!                       memory · pack · kv             simd · math
+//! ```
+//! Ops only describe work; `map_logits` and `finish_step` run the description on a persistent
+//! pool of which the caller is thread 0. Results are the same bits whatever the number of threads,
+//! rows or chunks: every output has one order of accumulation per instruction path.
+#![allow(unsafe_code, reason = "hands buffers to kernels")]
 
-use super::ComputeType;
-use super::reference::ReferenceBackend;
+use std::cell::UnsafeCell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::{
+    ActId, Activation, Attention, Backend, BackendCounters, ComputeType, KvSpec, LinearId,
+    LinearSpec, RopeId, RopeSpec, RopeWrite, StepInput, StepLimits, VectorId,
+};
 use crate::config::CpuIsa;
 use crate::error::Result;
+use crate::ids::BlockId;
 
-/// How the CPU backend runs.
+mod affinity;
+mod attention;
+pub mod barrier;
+mod elementwise;
+mod float_env;
+pub mod isa;
+mod kernels;
+mod kv;
+mod linear;
+mod math;
+mod memory;
+mod norm;
+mod pack;
+mod program;
+mod rope;
+mod simd;
+mod thread_pool;
+
+use attention::plan::Plan;
+use elementwise::{ActivateArgs, GatedArgs};
+use kernels::Kernels;
+use kv::KvCache;
+use linear::{ConvertArgs, InputForm};
+use memory::Buffer;
+use norm::NormArgs;
+use pack::{Packed, Storage};
+use program::{AttentionOp, Context, Input, Op, ThreadScratch, Workspace};
+use rope::{RopeArgs, RopeTable};
+use thread_pool::ThreadPool;
+
+/// What a CPU backend is made with.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
-    /// Precision.
+    /// Precision of linear layers and of the KV cache.
     pub compute: ComputeType,
-    /// Threads.
+    /// Compute threads, the caller included; one for each core that the process may use when
+    /// absent.
     pub threads: Option<usize>,
-    /// Instruction path.
+    /// Instruction path; the best one when absent.
     pub isa: Option<CpuIsa>,
-    /// Binds threads to cores.
+    /// Binds each thread, the caller too, to one core.
     pub pin: bool,
 }
 
 /// The CPU backend.
-#[derive(Debug)]
-pub struct CpuBackend;
+pub struct CpuBackend {
+    pool: ThreadPool,
+    isa: CpuIsa,
+    kernels: Kernels,
+    compute: ComputeType,
+    linears: Vec<Packed>,
+    vectors: Vec<Buffer<f32>>,
+    ropes: Vec<RopeTable>,
+    acts: Vec<Act>,
+    limits: Option<StepLimits>,
+    kv: KvCache,
+    input: Input,
+    workspace: Workspace,
+    ops: Vec<Op>,
+    cursors: Vec<AtomicUsize>,
+    plans: Vec<Plan>,
+    /// Plans that this step has made already.
+    planned: usize,
+    logits_width: usize,
+    counters: BackendCounters,
+}
+
+struct Act {
+    width: usize,
+    rows: Option<Buffer<f32>>,
+}
 
 impl CpuBackend {
-    /// Makes one.
-    ///
-    /// # Errors
-    /// None.
-    #[allow(clippy::new_ret_no_self, reason = "a stand-in")]
-    pub fn new(options: CpuOptions) -> Result<ReferenceBackend> {
-        Ok(ReferenceBackend::new(options.compute))
+    /// Starts the threads. Fails with UNSUPPORTED when the machine lacks the wanted instruction
+    /// path, and when threads cannot be started.
+    pub fn new(options: CpuOptions) -> Result<Self> {
+        let isa = isa::choose(options.isa)?;
+        let threads = options.threads.unwrap_or_else(thread_pool::default_threads).max(1);
+        let empty = KvSpec { groups: Vec::new(), block_size: 16 };
+        Ok(Self {
+            pool: ThreadPool::new(threads, options.pin)?,
+            isa,
+            kernels: kernels::of(isa),
+            compute: options.compute,
+            linears: Vec::new(),
+            vectors: Vec::new(),
+            ropes: Vec::new(),
+            acts: Vec::new(),
+            limits: None,
+            kv: KvCache::new(&empty, options.compute, 0)?,
+            input: Input::default(),
+            workspace: Workspace {
+                inputs: Buffer::zeroed(0, "")?,
+                partials: Buffer::zeroed(0, "")?,
+                logits_rows: Vec::new(),
+                logits: Buffer::zeroed(0, "")?,
+                scratch: Vec::new(),
+            },
+            ops: Vec::new(),
+            cursors: Vec::new(),
+            plans: Vec::new(),
+            planned: 0,
+            logits_width: 0,
+            counters: BackendCounters::default(),
+        })
+    }
+
+    fn tokens(&self) -> usize {
+        self.input.token_ids.len()
+    }
+
+    /// An activation's rows.
+    fn act(&self, id: ActId) -> (*mut f32, usize) {
+        let act = &self.acts[id.0 as usize];
+        let rows = act.rows.as_ref().expect("activations are allocated before a step begins");
+        (rows.as_ptr(), act.width)
+    }
+
+    /// A small parameter of `width` elements.
+    fn param(&self, id: VectorId, width: usize) -> *const f32 {
+        let vector = &self.vectors[id.0 as usize];
+        assert_eq!(vector.len(), width, "width of vector {}", id.0);
+        vector.as_ptr()
+    }
+
+    fn push_linear(&mut self, weight: LinearId, x: ActId, out: (*mut f32, usize), add: bool) {
+        let (x, width) = self.act(x);
+        let rows = self.tokens();
+        self.push_linear_rows(weight, (x, width), rows, std::ptr::null(), out, add);
+    }
+
+    /// Linear over rows `0..rows`, or over the rows listed in `index`.
+    fn push_linear_rows(
+        &mut self,
+        weight: LinearId,
+        (x, width): (*mut f32, usize),
+        rows: usize,
+        index: *const u32,
+        (out, ldo): (*mut f32, usize),
+        add: bool,
+    ) {
+        let packed = &self.linears[weight.0 as usize];
+        assert_eq!(width, packed.k, "input width of linear {}", weight.0);
+        assert_eq!(ldo, packed.n, "output width of linear {}", weight.0);
+        let form = match packed.storage {
+            Storage::Bf16Pairs if self.kernels.bf16_inputs => InputForm::Bf16,
+            Storage::Bf16Pairs => InputForm::RoundedF32,
+            _ => InputForm::F32,
+        };
+        let mut args = packed.args();
+        (args.rows, args.out, args.ldo, args.add) = (rows, out, ldo, add);
+        (args.x, args.ldx) = (x.cast::<u8>().cast_const(), width);
+        let mut convert = None;
+        if form != InputForm::F32 || !index.is_null() {
+            let target = self.workspace.inputs.as_ptr().cast::<u8>();
+            (args.x, args.ldx) = (target, width.next_multiple_of(32));
+            convert = Some(ConvertArgs { x, width, rows: index, out: target, ldo: args.ldx, form });
+        }
+        let kernel = self.kernels.linear[packed.storage as usize];
+        self.push(Op::Linear { convert, kernel, args });
+    }
+
+    fn push_norm(
+        &mut self,
+        x: ActId,
+        weight: VectorId,
+        bias: Option<VectorId>,
+        eps: f32,
+        out: ActId,
+    ) {
+        let ((x, width), (out, out_width)) = (self.act(x), self.act(out));
+        assert_eq!(width, out_width, "width of a norm's output");
+        let bias = bias.map(|b| self.param(b, width));
+        let weight = self.param(weight, width);
+        let args = NormArgs { x, out, width, weight, bias: bias.unwrap_or(weight), eps };
+        self.push(if bias.is_some() { Op::LayerNorm(args) } else { Op::RmsNorm(args) });
+    }
+
+    fn push(&mut self, op: Op) {
+        self.ops.push(op);
+        if self.cursors.len() < self.ops.len() {
+            self.cursors.push(AtomicUsize::new(0));
+        }
+    }
+
+    /// The step's plan for this kind of attention, made when first asked for.
+    fn plan(&mut self, spec: &Attention, window: usize, dim_padded: usize) -> usize {
+        let threads = self.pool.threads();
+        let tokens = self.limits.map_or(0, |l| l.max_tokens);
+        if let Some(i) =
+            self.plans[..self.planned].iter().position(|p| p.serves(spec.heads, window))
+        {
+            return i;
+        }
+        let at = self.planned;
+        if let Some(i) = self.plans[at..].iter().position(|p| p.serves(spec.heads, window)) {
+            self.plans.swap(at, at + i);
+        } else {
+            let plan = Plan::new(spec.heads, window, tokens, threads);
+            let plan = plan.expect("ids of the work of one step fit in memory");
+            self.plans.insert(at, plan);
+        }
+        let room = self.workspace.partials.len();
+        self.plans[at].make(&self.input.seqs, threads, dim_padded, room);
+        self.planned += 1;
+        at
+    }
+
+    /// Runs what was described, if anything.
+    fn run_program(&mut self) {
+        if self.ops.is_empty() {
+            return;
+        }
+        for cursor in &self.cursors {
+            cursor.store(0, Ordering::Relaxed);
+        }
+        // The barrier is shared with the pool, which is borrowed to run.
+        let barrier = self.pool.barrier();
+        let context = Context {
+            kernels: &self.kernels,
+            ops: &self.ops,
+            cursors: &self.cursors,
+            tables: &self.linears,
+            input: &self.input,
+            plans: &self.plans,
+            kv: &self.kv,
+            workspace: &self.workspace,
+            barrier: &barrier,
+            threads: self.pool.threads(),
+            failed: &AtomicBool::new(false),
+        };
+        let run = std::panic::AssertUnwindSafe(|| self.pool.run(&|thread| context.run(thread)));
+        let result = std::panic::catch_unwind(run);
+        self.ops.clear();
+        if let Err(payload) = result {
+            std::panic::resume_unwind(payload);
+        }
+    }
+
+    /// Asserts that the step keeps within the limits and within the cache.
+    fn check_input(&self, input: &StepInput<'_>) {
+        let limits = self.limits.expect("a backend is allocated before its first step");
+        assert!(input.token_ids.len() <= limits.max_tokens, "more tokens than max_tokens");
+        assert!(input.seqs.len() <= limits.max_seqs, "more sequences than max_seqs");
+        for seq in input.seqs {
+            assert!(seq.query_start + seq.query_len <= input.token_ids.len(), "rows of a sequence");
+        }
+        for table in input.block_tables {
+            assert!(table.len() <= limits.max_block_table, "longer than max_block_table");
+            assert!(table.iter().all(|b| b.index() < self.kv.num_blocks()), "block out of range");
+        }
+        for slots in input.slot_mapping {
+            let end = (self.kv.num_blocks() * self.kv.block_size()) as u64;
+            assert!(slots.iter().all(|slot| *slot < end), "slot out of range");
+        }
     }
 }
+
+impl Backend for CpuBackend {
+    fn describe(&self) -> String {
+        let threads = self.pool.threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("cpu ({}, {threads} thread{plural})", isa::name(self.isa))
+    }
+
+    fn pack_linear(&mut self, spec: LinearSpec) -> Result<LinearId> {
+        self.linears.try_reserve(1)?;
+        self.linears.push(Packed::new(&spec, self.compute, &mut self.pool)?);
+        Ok(LinearId(self.linears.len() as u32 - 1))
+    }
+
+    fn vector(&mut self, values: Vec<f32>) -> Result<VectorId> {
+        let mut buffer = Buffer::zeroed(values.len(), "parameter")?;
+        buffer.as_mut_slice().copy_from_slice(&values);
+        self.vectors.try_reserve(1)?;
+        self.vectors.push(buffer);
+        Ok(VectorId(self.vectors.len() as u32 - 1))
+    }
+
+    fn rope_table(&mut self, spec: &RopeSpec) -> Result<RopeId> {
+        self.ropes.try_reserve(1)?;
+        self.ropes.push(RopeTable::new(spec, &mut self.pool)?);
+        Ok(RopeId(self.ropes.len() as u32 - 1))
+    }
+
+    fn activation(&mut self, width: usize) -> ActId {
+        self.acts.push(Act { width, rows: None });
+        ActId(self.acts.len() as u32 - 1)
+    }
+
+    fn kv_block_bytes(&self, spec: &KvSpec) -> usize {
+        KvCache::block_bytes(spec, self.compute)
+    }
+
+    fn allocate(&mut self, limits: StepLimits, kv: &KvSpec, num_blocks: usize) -> Result<()> {
+        for act in &mut self.acts {
+            let len = limits.max_tokens.saturating_mul(act.width);
+            act.rows = Some(Buffer::zeroed(len, "activation")?);
+        }
+        self.kv = KvCache::new(kv, self.compute, num_blocks)?;
+        let groups = kv.groups.len();
+        let rows = limits.max_tokens.max(limits.max_logits_rows);
+        let k = self.linears.iter().map(|l| l.k.next_multiple_of(32)).max().unwrap_or(0);
+        self.workspace.inputs = Buffer::zeroed(rows.saturating_mul(k), "inputs of linear layers")?;
+        self.workspace.partials = Buffer::zeroed(PARTIALS, "partial results of attention")?;
+        self.workspace.logits_rows.try_reserve(limits.max_logits_rows)?;
+        let dim = kv.groups.iter().map(|g| g.head_dim.next_multiple_of(16)).max().unwrap_or(16);
+        for _ in 0..self.pool.threads() {
+            let scratch = attention::Scratch::new(dim)?;
+            self.workspace.scratch.push(ThreadScratch(UnsafeCell::new(scratch)));
+        }
+        let (tokens, seqs) = (limits.max_tokens, limits.max_seqs);
+        // Any linear layer may turn out to be the head; pages are committed as they are touched.
+        let widest = self.linears.iter().map(|l| l.n).max().unwrap_or(0);
+        let logits = limits.max_logits_rows.saturating_mul(widest);
+        self.workspace.logits = Buffer::zeroed(logits, "logits")?;
+        self.input.reserve(tokens, seqs, limits.max_block_table, groups)?;
+        self.ops.try_reserve(OPS)?;
+        self.cursors.try_reserve(OPS)?;
+        self.limits = Some(limits);
+        Ok(())
+    }
+
+    fn begin_step(&mut self, input: &StepInput<'_>) {
+        self.check_input(input);
+        self.counters.steps += 1;
+        self.ops.clear();
+        self.planned = 0;
+        self.input.take(input);
+        if !input.block_copies.is_empty() {
+            self.push(Op::CopyBlocks);
+        }
+    }
+
+    fn embed(&mut self, table: LinearId, out: ActId) {
+        let (out, width) = self.act(out);
+        assert_eq!(width, self.linears[table.0 as usize].k, "width of an embedding");
+        self.counters.token_rows += self.tokens() as u64;
+        self.push(Op::Embed { table, out });
+    }
+
+    fn add_position(&mut self, table: LinearId, x: ActId) {
+        let (x, width) = self.act(x);
+        assert_eq!(width, self.linears[table.0 as usize].k, "width of an embedding");
+        self.push(Op::AddPosition { table, x });
+    }
+
+    fn rms_norm(&mut self, x: ActId, weight: VectorId, eps: f32, out: ActId) {
+        self.push_norm(x, weight, None, eps, out);
+    }
+
+    fn layer_norm(&mut self, x: ActId, weight: VectorId, bias: VectorId, eps: f32, out: ActId) {
+        self.push_norm(x, weight, Some(bias), eps, out);
+    }
+
+    fn linear(&mut self, weight: LinearId, x: ActId, out: ActId) {
+        let out = self.act(out);
+        self.push_linear(weight, x, out, false);
+    }
+
+    fn linear_add(&mut self, weight: LinearId, x: ActId, residual: ActId) {
+        let residual = self.act(residual);
+        self.push_linear(weight, x, residual, true);
+    }
+
+    fn rope_write_kv(&mut self, layer: usize, qkv: ActId, spec: &RopeWrite) {
+        let (qkv, width) = self.act(qkv);
+        let heads = spec.heads;
+        assert_eq!(width, heads.qkv_width(), "width of qkv");
+        let (group, kv) = self.kv.layer(layer);
+        assert_eq!((kv.heads, kv.dim), (heads.num_kv_heads, heads.head_dim), "heads of the cache");
+        let null = std::ptr::null();
+        let (q_norm, k_norm, eps) = match spec.qk_norm {
+            Some((q, k, eps)) => (self.param(q, kv.dim), self.param(k, kv.dim), eps),
+            None => (null, null, 0.0),
+        };
+        let (mut table, mut half) = (null, 0);
+        if let Some(rope) = spec.rope {
+            let rope = &self.ropes[rope.0 as usize];
+            assert!(2 * rope.half <= kv.dim, "rotary_dim exceeds head_dim");
+            let covered = |p: &u32| (*p as usize) < rope.positions;
+            assert!(self.input.positions.iter().all(covered), "position beyond the rope table");
+            (table, half) = (rope.as_ptr(), rope.half);
+        }
+        let positions = self.input.positions.as_ptr();
+        let slots = self.input.slot_mapping[group].as_ptr();
+        self.push(Op::RopeWrite(RopeArgs {
+            qkv,
+            heads,
+            q_norm,
+            k_norm,
+            eps,
+            table,
+            half,
+            positions,
+            slots,
+            kv,
+        }));
+    }
+
+    fn paged_attention(&mut self, layer: usize, qkv: ActId, spec: &Attention, out: ActId) {
+        let ((qkv, width), (out, out_width)) = (self.act(qkv), self.act(out));
+        let heads = spec.heads;
+        assert_eq!(width, heads.qkv_width(), "width of qkv");
+        assert_eq!(out_width, heads.q_width(), "width of the attention's output");
+        assert_eq!(heads.num_heads % heads.num_kv_heads, 0, "query heads per KV head");
+        let (group, kv) = self.kv.layer(layer);
+        assert_eq!((kv.heads, kv.dim), (heads.num_kv_heads, heads.head_dim), "heads of the cache");
+        for seq in &self.input.seqs {
+            let (end, blocks) = (seq.context_len + seq.query_len, seq.num_blocks);
+            assert!(blocks * kv.block_size >= end, "{blocks} blocks for {end} positions");
+            let table = &self.input.block_tables[group];
+            assert!(seq.block_table_start + blocks <= table.len(), "block table ends early");
+        }
+        let window = spec.sliding_window.unwrap_or(usize::MAX);
+        let plan = self.plan(spec, window, kv.dim_padded);
+        let scale = spec.scale;
+        self.push(Op::Attention(AttentionOp { qkv, out, heads, scale, window, kv, group, plan }));
+    }
+
+    fn gated_activation(&mut self, gate_up: ActId, kind: Activation, out: ActId) {
+        let ((gate_up, both), (out, width)) = (self.act(gate_up), self.act(out));
+        assert_eq!(both, 2 * width, "width of gate and up");
+        self.push(Op::Gated(GatedArgs { gate_up, out, width, kind }));
+    }
+
+    fn activate(&mut self, x: ActId, kind: Activation) {
+        let (x, width) = self.act(x);
+        let len = self.tokens() * width;
+        self.push(Op::Activate(ActivateArgs { x, len, kind }));
+    }
+
+    fn logits(&mut self, head: LinearId, x: ActId, rows: &[u32]) {
+        let limits = self.limits.expect("a backend is allocated before its first step");
+        assert!(rows.len() <= limits.max_logits_rows, "more rows than max_logits_rows");
+        let tokens = self.tokens();
+        assert!(rows.iter().all(|row| (*row as usize) < tokens), "row out of range");
+        self.workspace.logits_rows.clear();
+        self.workspace.logits_rows.extend_from_slice(rows);
+        self.counters.logits_rows += rows.len() as u64;
+        self.logits_width = self.linears[head.0 as usize].n;
+        let wanted = limits.max_logits_rows.saturating_mul(self.logits_width);
+        assert!(self.workspace.logits.len() >= wanted, "the head was packed after `allocate`");
+        if rows.is_empty() {
+            return;
+        }
+        let x = self.act(x);
+        let out = (self.workspace.logits.as_ptr(), self.logits_width);
+        let index = self.workspace.logits_rows.as_ptr();
+        self.push_linear_rows(head, x, rows.len(), index, out, false);
+    }
+
+    fn map_logits(&mut self, f: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Result<()> {
+        self.run_program();
+        let (rows, width) = (self.workspace.logits_rows.len(), self.logits_width);
+        let (next, logits) = (AtomicUsize::new(0), &self.workspace.logits);
+        self.pool.run(&|_| {
+            loop {
+                let row = next.fetch_add(1, Ordering::Relaxed);
+                if row >= rows {
+                    return;
+                }
+                // SAFETY: rows lie in the buffer, and the cursor gives each to one thread.
+                let row_logits = unsafe {
+                    std::slice::from_raw_parts_mut(logits.as_ptr().add(row * width), width)
+                };
+                f(row, row_logits);
+            }
+        });
+        Ok(())
+    }
+
+    fn finish_step(&mut self) -> Result<()> {
+        self.run_program();
+        Ok(())
+    }
+
+    fn counters(&self) -> BackendCounters {
+        self.counters
+    }
+
+    fn fill_blocks(&mut self, blocks: &[BlockId], value: f32) {
+        self.kv.fill(blocks, value);
+    }
+}
+
+/// Thread `thread`'s part of `units`, contiguous and as even as can be.
+fn share(units: usize, thread: usize, threads: usize) -> Range<usize> {
+    units * thread / threads..units * (thread + 1) / threads
+}
+
+/// Floats of partial results: 16 MiB, committed as they are touched.
+const PARTIALS: usize = 4 << 20;
+/// Ops of a step that are reserved for; a deeper model grows the program once.
+const OPS: usize = 4096;
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;

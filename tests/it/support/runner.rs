@@ -52,8 +52,7 @@ impl<'a> Runner<'a> {
         };
         backend.allocate(limits, &config.kv_spec(BLOCK_SIZE), NUM_BLOCKS)?;
         let mut blocks: Vec<BlockId> = (1..NUM_BLOCKS as u32).map(BlockId).collect();
-        // A fixed shuffle: 17 generates the residues of 40 that are no multiples of 2 or 5 only by
-        // steps, so it is a swap with a far neighbour that mixes.
+        // Swaps with far neighbours: a fixed shuffle.
         for i in 0..blocks.len() {
             blocks.swap(i, (i * 17 + 5) % (NUM_BLOCKS - 1));
         }

@@ -2,15 +2,18 @@
 //! cache that knows the content of each slot, and a model whose next token is a function of the
 //! sequence's own tokens. Everything that the scheduler promises is checked at each turn.
 
+mod model;
+
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use vrust::config::SchedulingPolicy;
 use vrust::ids::{BlockId, SeqId, TokenId};
-use vrust::request::FinishReason;
 use vrust::scheduler::{
-    Batch, NewSequence, SampledToken, ScheduledSequence, Scheduler, SchedulerConfig, StepId,
-    TokenOutcome,
+    Batch, NewSequence, SampledToken, ScheduledSequence, Scheduler, SchedulerConfig, TokenOutcome,
 };
+
+pub(crate) use model::VOCAB;
+use model::{Simulated, alone, mix, next_token, stop};
 
 /// How a step goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,23 +40,6 @@ pub(crate) struct Simulator {
     /// What the scheduler's lists must be, as its batches tell.
     waiting: Vec<SeqId>,
     running: Vec<SeqId>,
-}
-
-struct Simulated {
-    new: NewSequence,
-    /// Prompt and sampled tokens, as the device knows them.
-    tokens: Vec<TokenId>,
-    /// By position: hash of salt and tokens up to there. What the position's slots must hold.
-    contents: Vec<u64>,
-    outputs: Vec<TokenId>,
-    finish: Option<FinishReason>,
-    gone: bool,
-    poisoned: Option<u64>,
-    held: bool,
-    /// Steps up to this one computed from a wrong input for this sequence.
-    void_through: Option<StepId>,
-    /// The last block tables that a batch had, by group.
-    tables: Vec<Vec<BlockId>>,
 }
 
 struct Flight {
@@ -97,21 +83,7 @@ impl Simulator {
         assert_eq!(added.is_ok(), fits, "{added:?}");
         if fits {
             self.waiting.push(new.id);
-            let mut seq = Simulated {
-                tokens: Vec::new(),
-                contents: Vec::new(),
-                outputs: Vec::new(),
-                finish: None,
-                gone: false,
-                poisoned: None,
-                held: false,
-                void_through: None,
-                tables: vec![Vec::new(); self.config.num_groups],
-                new,
-            };
-            for token in seq.new.prompt.clone() {
-                seq.push(token);
-            }
+            let seq = Simulated::new(new, self.config.num_groups);
             self.seqs.insert(seq.new.id, seq);
         }
         self.check();
@@ -248,6 +220,7 @@ impl Simulator {
         assert_eq!(rows, batch.num_tokens);
         assert!(rows <= self.config.max_num_batched_tokens);
         assert!(batch.seqs.len() <= self.config.max_num_seqs);
+        self.check_nobody_was_forgotten(batch);
         let stats = self.scheduler.stats();
         let mut order = self.running.iter();
         for s in &batch.seqs {
@@ -274,6 +247,20 @@ impl Simulator {
             let seq = &self.seqs[&id];
             assert!(hits < seq.tokens.len() && hits % self.config.block_size == 0);
             assert!(hits == 0 || self.config.enable_prefix_caching && !seq.new.skip_cache_read);
+        }
+    }
+
+    /// A step with room to spare has a part of every sequence that runs and has nothing in flight.
+    fn check_nobody_was_forgotten(&self, batch: &Batch) {
+        if batch.num_tokens >= self.config.max_num_batched_tokens
+            || batch.seqs.len() >= self.config.max_num_seqs
+        {
+            return;
+        }
+        let batches = || self.in_flight.iter().map(|flight| &flight.batch).chain([batch]);
+        for id in self.running.iter().filter(|id| !self.seqs[id].held) {
+            let busy = batches().any(|batch| batch.seqs.iter().any(|s| s.id == *id));
+            assert!(busy, "{id} was forgotten in {batch:?}");
         }
     }
 
@@ -434,52 +421,6 @@ impl Simulator {
     }
 }
 
-impl Simulated {
-    fn push(&mut self, token: TokenId) {
-        let salt = self.new.cache_salt.as_ref().map_or(1, |salt| salt.len() as u64 + 2);
-        let before = self.contents.last().copied().unwrap_or(salt);
-        self.tokens.push(token);
-        self.contents.push(mix(before ^ u64::from(token.0 + 1).wrapping_mul(0x5851_f42d)));
-    }
-}
-
-/// What a sequence yields when it runs alone.
-fn alone(new: &NewSequence) -> (Vec<TokenId>, FinishReason) {
-    let mut seq = Simulated {
-        new: new.clone(),
-        tokens: Vec::new(),
-        contents: Vec::new(),
-        outputs: Vec::new(),
-        finish: None,
-        gone: false,
-        poisoned: None,
-        held: false,
-        void_through: None,
-        tables: Vec::new(),
-    };
-    new.prompt.iter().for_each(|&token| seq.push(token));
-    loop {
-        let token = next_token(*seq.contents.last().unwrap());
-        seq.outputs.push(token);
-        if let Some(finish) = stop(new, &seq.tokens, token) {
-            return (seq.outputs, finish);
-        }
-        seq.push(token);
-    }
-}
-
-/// Whether `token` after `tokens` ends the sequence.
-fn stop(new: &NewSequence, tokens: &[TokenId], token: TokenId) -> Option<FinishReason> {
-    if new.eos == Some(token) {
-        Some(FinishReason::Eos)
-    } else if new.stop_token_ids.contains(&token) {
-        Some(FinishReason::StopToken(token))
-    } else {
-        let length = tokens.len() + 1 - new.prompt.len() >= new.max_tokens;
-        length.then_some(FinishReason::Length)
-    }
-}
-
 fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
     a.into_iter().chain(b).min()
 }
@@ -492,15 +433,5 @@ fn slot_of(table: &[BlockId], position: usize, block_size: usize) -> usize {
     table[position / block_size].index() * block_size + position % block_size
 }
 
-fn next_token(content: u64) -> TokenId {
-    TokenId((mix(content ^ 0xabcd) % u64::from(VOCAB)) as u32)
-}
-
-fn mix(x: u64) -> u64 {
-    let x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    x ^ (x >> 33)
-}
-
-pub(crate) const VOCAB: u32 = 24;
+/// What a step yields that computed from garbage.
 const GARBAGE: TokenId = TokenId(9999);

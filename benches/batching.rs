@@ -1,0 +1,133 @@
+//! Does it batch, does it page? Qwen3-0.6B's shape with dummy weights, bfloat16.
+//!
+//! Prints decode speed of one stream and of 32, their ratio, the share of the machine's read
+//! bandwidth that one stream moves, and peak memory against weights + pool.
+//!
+//! `cargo bench --bench batching`
+
+#![allow(clippy::print_stdout, missing_docs, reason = "a benchmark prints")]
+
+mod support;
+
+use std::hint::black_box;
+use std::thread;
+use std::time::Instant;
+
+use support::{Folder, QWEN3_0_6B, dummy, prompt, ready, request, spread, status_mib, time, wait};
+use vrust::engine::Engine;
+
+const STREAMS: usize = 32;
+const PROMPT: usize = 32;
+const ROUNDS: usize = 5;
+const POOL_BYTES: u64 = 512 << 20;
+/// Parameters of the shape, two bytes each; embeddings are tied.
+const PARAMETERS: usize = 596_049_920;
+
+fn main() {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let folder = Folder::new(QWEN3_0_6B);
+    let mut options = dummy(&folder);
+    options.kv_cache_memory_bytes = Some(POOL_BYTES);
+    options.max_model_len = Some(4096);
+    let began = Instant::now();
+    let engine = ready(options);
+    let info = engine.info().expect("it is ready");
+    println!("backend {}, loaded in {:.1} s", info["backend"], began.elapsed().as_secs_f64());
+
+    let (mut one, mut many, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let single = decode(&engine, 1, 24, round);
+        let batched = decode(&engine, STREAMS, 24, round + 100);
+        one.push(single);
+        many.push(batched);
+        ratios.push(batched / single);
+    }
+    let mut prefills: Vec<f64> = (0..ROUNDS).map(|round| prefill(&engine, 512, round)).collect();
+    let peak = status_mib("VmHWM");
+    drop(engine);
+    let after = status_mib("VmRSS");
+
+    let mut bandwidth: Vec<f64> = (0..7).map(|_| read_bandwidth(threads)).collect();
+    let weights = PARAMETERS as f64 * 2.0;
+    let middle = support::median(&mut one);
+    let moved = middle * weights / 1e9;
+    println!("one stream          {} tokens/s", spread(&mut one, 1));
+    println!("{STREAMS} streams          {} tokens/s", spread(&mut many, 1));
+    println!("ratio               {} (target at least 6)", spread(&mut ratios, 2));
+    println!("prefill of 512      {} tokens/s", spread(&mut prefills, 0));
+    println!("read bandwidth      {} GB/s, {threads} threads", spread(&mut bandwidth, 1));
+    let best = bandwidth[bandwidth.len() - 1];
+    let share = 100.0 * moved / best;
+    println!("one stream moves    {moved:.1} GB/s, {share:.0} % of the best read (target 50 %)");
+    let allowed = weights / 1048576.0 + POOL_BYTES as f64 / 1048576.0 + 300.0;
+    println!("peak resident       {peak:.0} MiB of {allowed:.0} (weights + pool + 300)");
+    println!("resident after drop {after:.0} MiB");
+}
+
+/// Tokens a second of `streams` streams, decode alone: from the first token of the last stream on.
+fn decode(engine: &Engine, streams: usize, tokens: u32, seed: usize) -> f64 {
+    let queue = engine.default_queue();
+    for stream in 0..streams {
+        let prompt = prompt(seed * 1000 + stream, PROMPT);
+        engine.submit(request(prompt, tokens), queue).expect("room");
+    }
+    let mut events = Vec::new();
+    let (mut started, mut ended) = (vec![false; 1 << 16], 0);
+    let (mut running, mut counted, mut began) = (0, 0, None);
+    while ended < streams {
+        queue.drain(None, 1024, &mut events).expect("the only poller");
+        for event in events.drain(..) {
+            let slot = (event.request_id.0 % (1 << 16)) as usize;
+            if let vrust::engine::EventKind::Delta(delta) = &event.kind {
+                if !std::mem::replace(&mut started[slot], true) {
+                    running += 1;
+                }
+                if began.is_some() {
+                    counted += delta.token_ids.len();
+                }
+            }
+            ended += usize::from(event.last);
+        }
+        if running == streams && began.is_none() {
+            began = Some(Instant::now());
+        }
+    }
+    counted as f64 / began.map_or(f64::MAX, |b| b.elapsed().as_secs_f64())
+}
+
+/// Prompt tokens a second of one prompt.
+fn prefill(engine: &Engine, tokens: usize, seed: usize) -> f64 {
+    let queue = engine.default_queue();
+    let request = request(prompt(seed * 77 + 5000, tokens), 1);
+    let took = time(|| {
+        engine.submit(request, queue).expect("room");
+        wait(queue, 1);
+    });
+    tokens as f64 / took
+}
+
+/// GB/s of reading 1 GiB with all threads.
+fn read_bandwidth(threads: usize) -> f64 {
+    let words = vec![1u64; (1 << 30) / 8];
+    let share = words.len() / threads;
+    let read = || {
+        thread::scope(|scope| {
+            for part in words.chunks(share) {
+                scope.spawn(move || black_box(sum(part)));
+            }
+        });
+    };
+    read();
+    let took = (0..3).map(|_| time(read)).fold(f64::MAX, f64::min);
+    (words.len() * 8) as f64 / took / 1e9
+}
+
+fn sum(words: &[u64]) -> u64 {
+    let mut sums = [0u64; 32];
+    for chunk in words.chunks_exact(32) {
+        for (sum, word) in sums.iter_mut().zip(chunk) {
+            *sum = sum.wrapping_add(*word);
+        }
+    }
+    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+}

@@ -1,0 +1,272 @@
+//! Paged attention, flash style, in fixed spans of positions.
+//!
+//! ```text
+//!  positions  0 ......... 256 ......... 512 ....   spans, counted from 0 whatever the chunk
+//!  each span  scores ─► max m ─► exp ─► sum l ─► values acc     one order, masked by selection
+//!  a row      merge span after span, ascending: (m, l, acc)     by one thread or from partials
+//! ```
+//! A row's result depends on its query and the cached positions alone: tiles, work items, chunks
+//! and threads only decide who computes it. So prefill, decode, any batch and any number of
+//! threads give the same bits. Slots that a row may not see are never multiplied.
+#![allow(unsafe_code, reason = "kernels work through pointers")]
+
+use std::ops::Range;
+
+use super::kv::LayerKv;
+use super::memory::Buffer;
+use super::simd::Simd16;
+use crate::backend::{Heads, SeqInput};
+use crate::error::Result;
+use crate::ids::BlockId;
+
+pub(crate) mod plan;
+mod span;
+
+use plan::Plan;
+use span::{Cached, Rows};
+
+/// Positions of a span.
+pub(crate) const SPAN: usize = 256;
+/// Query vectors (rows times the group's heads) that share the loads of a tile.
+pub(crate) const TILE_VECTORS: usize = 32;
+
+/// What attention works on.
+pub(crate) struct AttentionArgs<'a> {
+    /// `[tokens, qkv_width]`.
+    pub(crate) qkv: *const f32,
+    /// `[tokens, q_width]`.
+    pub(crate) out: *mut f32,
+    /// Head counts.
+    pub(crate) heads: Heads,
+    /// Factor on the scores.
+    pub(crate) scale: f32,
+    /// Positions that a row sees, its own included.
+    pub(crate) window: usize,
+    /// The layer's cache.
+    pub(crate) kv: LayerKv,
+    /// The step's sequences.
+    pub(crate) seqs: &'a [SeqInput],
+    /// The group's flat block table.
+    pub(crate) table: &'a [BlockId],
+    /// Who computes what.
+    pub(crate) plan: &'a Plan,
+    /// Results of split tiles' spans.
+    pub(crate) partials: *mut f32,
+}
+
+/// One thread's working memory.
+pub(crate) struct Scratch {
+    /// `[TILE_VECTORS][SPAN]`.
+    scores: Buffer<f32>,
+    /// `[TILE_VECTORS][dim_padded]`, a span's values.
+    span: Buffer<f32>,
+    /// `[TILE_VECTORS][dim_padded]`, merged so far.
+    merged: Buffer<f32>,
+    /// `[TILE_VECTORS][dim]`, queries.
+    queries: Buffer<f32>,
+}
+
+impl Scratch {
+    /// For heads of up to `dim_padded` elements.
+    pub(crate) fn new(dim_padded: usize) -> Result<Self> {
+        let buffer = |len: usize| Buffer::zeroed(TILE_VECTORS * len, "attention scratch");
+        Ok(Self {
+            scores: buffer(SPAN)?,
+            span: buffer(dim_padded)?,
+            merged: buffer(dim_padded)?,
+            queries: buffer(dim_padded)?,
+        })
+    }
+}
+
+/// The running result of one query vector over the spans so far.
+#[derive(Clone, Copy)]
+struct Softmax {
+    /// Greatest score.
+    max: f32,
+    /// Sum of `exp(score - max)`; 0 when no position was seen.
+    sum: f32,
+}
+
+impl Softmax {
+    const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// No position seen: a NaN sum is not that.
+    #[inline(always)]
+    fn is_empty(self) -> bool {
+        self.sum == 0.0
+    }
+
+    /// Merges a later span into this one; both have values of `dim_padded` elements.
+    #[inline(always)]
+    unsafe fn merge<S: Simd16>(
+        &mut self,
+        acc: *mut f32,
+        later: Self,
+        values: *const f32,
+        dim_padded: usize,
+    ) {
+        if later.is_empty() {
+            return;
+        }
+        let max = if self.max > later.max { self.max } else { later.max };
+        let first = self.is_empty();
+        let mine = if first { 0.0 } else { super::math::exp_scalar::<S>(self.max - max) };
+        let theirs = super::math::exp_scalar::<S>(later.max - max);
+        *self = if first { later } else { Self { max, sum: self.sum * mine + later.sum * theirs } };
+        let (mine, theirs) = (S::splat(mine), S::splat(theirs));
+        for i in (0..dim_padded).step_by(16) {
+            // SAFETY: the caller vouches for `dim_padded` elements of both.
+            unsafe {
+                let v = S::load(values.add(i));
+                if first {
+                    v.store(acc.add(i));
+                } else {
+                    S::load(acc.add(i)).mul(mine).add(v.mul(theirs)).store(acc.add(i));
+                }
+            }
+        }
+    }
+
+    /// Writes `acc / sum`, `[dim]`.
+    #[inline(always)]
+    unsafe fn finish<S: Simd16>(self, acc: *const f32, out: *mut f32, dim: usize) {
+        let inverse = S::splat(1.0 / self.sum);
+        for i in (0..dim).step_by(16) {
+            // SAFETY: the caller vouches for `dim` elements of both.
+            unsafe {
+                let n = (dim - i).min(16);
+                S::load_first(acc.add(i), n).mul(inverse).store_first(out.add(i), n);
+            }
+        }
+    }
+}
+
+/// Computes one work item for one KV head.
+#[inline(always)]
+pub(crate) unsafe fn attend<S: Simd16, const N: usize>(
+    a: &AttentionArgs<'_>,
+    item: usize,
+    kv_head: usize,
+    scratch: &mut Scratch,
+) {
+    let item = &a.plan.items[item];
+    let vectors = item.rows * (a.heads.num_heads / a.heads.num_kv_heads);
+    let mut first = 0;
+    while first < vectors {
+        let count = (vectors - first).min(TILE_VECTORS);
+        // SAFETY: by `Kernel`'s contract; the chunk lies within the item's vectors.
+        unsafe {
+            if a.kv.bf16 {
+                chunk::<S, half::bf16, N>(a, item, kv_head, first..first + count, scratch);
+            } else {
+                chunk::<S, f32, N>(a, item, kv_head, first..first + count, scratch);
+            }
+        }
+        first += count;
+    }
+}
+
+/// Up to `TILE_VECTORS` query vectors over the item's spans.
+#[inline(always)]
+unsafe fn chunk<S: Simd16, E: Cached, const N: usize>(
+    a: &AttentionArgs<'_>,
+    item: &plan::Item,
+    kv_head: usize,
+    vectors: Range<usize>,
+    scratch: &mut Scratch,
+) {
+    let group = a.heads.num_heads / a.heads.num_kv_heads;
+    let (dim, dim_padded) = (a.heads.head_dim, a.kv.dim_padded);
+    let seq = &a.seqs[item.seq];
+    let count = vectors.len();
+    let mut rows = Rows { count, low: [0; TILE_VECTORS], high: [0; TILE_VECTORS] };
+    let mut merged = [Softmax::EMPTY; TILE_VECTORS];
+    let place = |v: usize| {
+        let vector = vectors.start + v;
+        (seq.query_start + item.first_row + vector / group, kv_head * group + vector % group)
+    };
+    for v in 0..count {
+        let (row, head) = place(v);
+        let position = seq.context_len + (row - seq.query_start);
+        rows.high[v] = position + 1;
+        rows.low[v] = (position + 1).saturating_sub(a.window);
+        // SAFETY: row and head are in range; the scratch holds `TILE_VECTORS` heads.
+        unsafe {
+            let query = a.qkv.add(row * a.heads.qkv_width() + head * dim);
+            let target = scratch.queries.as_ptr().add(v * dim);
+            std::ptr::copy_nonoverlapping(query, target, dim);
+        }
+    }
+    for span in item.spans.clone() {
+        let tile = span::Tile {
+            kv: &a.kv,
+            kv_head,
+            blocks: &a.table[seq.block_table_start..][..seq.num_blocks],
+            queries: scratch.queries.as_ptr(),
+            scores: scratch.scores.as_ptr(),
+            values: scratch.span.as_ptr(),
+            scale: a.scale,
+        };
+        // SAFETY: the scratch has the sizes that `Tile` wants, and the block table covers every
+        // position that these rows see.
+        let results = unsafe { span::run::<S, E, N>(&tile, &rows, span) };
+        for v in 0..count {
+            // SAFETY: `values` and `merged` hold `TILE_VECTORS` times `dim_padded` elements, and
+            // the plan reserved the partials' room.
+            unsafe {
+                let values = tile.values.add(v * dim_padded);
+                if let Some(start) = item.partials {
+                    let (row, head) = place(v);
+                    let local = row - seq.query_start - item.first_row;
+                    let vector = local * a.heads.num_heads + head;
+                    let index = (span - item.first_span) * item.rows * a.heads.num_heads + vector;
+                    let slot = a.partials.add(start + index * plan::partial_len(dim_padded));
+                    *slot = results[v].max;
+                    *slot.add(1) = results[v].sum;
+                    std::ptr::copy_nonoverlapping(values, slot.add(16), dim_padded);
+                } else {
+                    let acc = scratch.merged.as_ptr().add(v * dim_padded);
+                    merged[v].merge::<S>(acc, results[v], values, dim_padded);
+                }
+            }
+        }
+    }
+    if item.partials.is_none() {
+        for (v, merged) in merged.iter().enumerate().take(count) {
+            let (row, head) = place(v);
+            // SAFETY: row and head are in range.
+            unsafe {
+                let out = a.out.add(row * a.heads.q_width() + head * dim);
+                merged.finish::<S>(scratch.merged.as_ptr().add(v * dim_padded), out, dim);
+            }
+        }
+    }
+}
+
+/// Merges the partials of one split tile, ascending, for the given (row, head) vectors.
+#[inline(always)]
+pub(crate) unsafe fn merge<S: Simd16>(a: &AttentionArgs<'_>, tile: usize, vectors: Range<usize>) {
+    let tile = &a.plan.split[tile];
+    let (dim, dim_padded) = (a.heads.head_dim, a.kv.dim_padded);
+    let per_span = tile.rows * a.heads.num_heads;
+    for vector in vectors {
+        let mut merged = Softmax::EMPTY;
+        // SAFETY: the plan reserved the partials' room, all of which `attend` wrote before the
+        // barrier; the first partial that is not empty serves as the accumulator.
+        unsafe {
+            let slot = |i: usize| {
+                let index = i * per_span + vector;
+                a.partials.add(tile.partials + index * plan::partial_len(dim_padded))
+            };
+            let acc = slot(0).add(16);
+            for i in 0..tile.spans.len() {
+                let later = Softmax { max: *slot(i), sum: *slot(i).add(1) };
+                merged.merge::<S>(acc, later, slot(i).add(16), dim_padded);
+            }
+            let row = a.seqs[tile.seq].query_start + tile.first_row + vector / a.heads.num_heads;
+            let head = vector % a.heads.num_heads;
+            merged.finish::<S>(acc, a.out.add(row * a.heads.q_width() + head * dim), dim);
+        }
+    }
+}

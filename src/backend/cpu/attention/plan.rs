@@ -1,0 +1,137 @@
+//! Who computes what: tiles of query rows, split over spans where there are too few of them.
+
+use std::ops::Range;
+
+use super::{SPAN, TILE_VECTORS};
+use crate::backend::{Heads, SeqInput};
+
+/// Some rows of one sequence over some spans, for every KV head.
+pub(crate) struct Item {
+    /// Index of the sequence in the step.
+    pub(crate) seq: usize,
+    /// First row, counted from the sequence's first.
+    pub(crate) first_row: usize,
+    /// Rows.
+    pub(crate) rows: usize,
+    /// Spans to compute.
+    pub(crate) spans: Range<usize>,
+    /// Start of the tile's partial results when its spans are split over items.
+    pub(crate) partials: Option<usize>,
+    /// The tile's first span.
+    pub(crate) first_span: usize,
+}
+
+/// A tile whose spans were split over items, to be merged.
+pub(crate) struct SplitTile {
+    pub(crate) seq: usize,
+    pub(crate) first_row: usize,
+    pub(crate) rows: usize,
+    pub(crate) spans: Range<usize>,
+    pub(crate) partials: usize,
+}
+
+/// One step's plan for attention of one kind.
+pub(crate) struct Plan {
+    heads: Heads,
+    window: usize,
+    pub(crate) items: Vec<Item>,
+    pub(crate) split: Vec<SplitTile>,
+}
+
+/// Floats of one partial: max, sum, padding to a vector, values.
+pub(crate) fn partial_len(dim_padded: usize) -> usize {
+    16 + dim_padded
+}
+
+impl Plan {
+    /// An empty plan with room for steps of `max_tokens`.
+    pub(crate) fn new(
+        heads: Heads,
+        window: usize,
+        max_tokens: usize,
+        threads: usize,
+    ) -> crate::error::Result<Self> {
+        let mut plan = Self { heads, window, items: Vec::new(), split: Vec::new() };
+        plan.items.try_reserve(max_tokens + SHARES * threads)?;
+        plan.split.try_reserve(SHARES * threads)?;
+        Ok(plan)
+    }
+
+    /// Whether this plan is for that kind of attention.
+    pub(crate) fn serves(&self, heads: Heads, window: usize) -> bool {
+        self.heads == heads && self.window == window
+    }
+
+    /// Plans a step. `room` is how many floats of partials there are.
+    pub(crate) fn make(
+        &mut self,
+        seqs: &[SeqInput],
+        threads: usize,
+        dim_padded: usize,
+        room: usize,
+    ) {
+        let kv_heads = self.heads.num_kv_heads;
+        let rows_of_tile = (TILE_VECTORS * kv_heads / self.heads.num_heads).max(1);
+        self.items.clear();
+        self.split.clear();
+        let total = self.tiles(seqs, rows_of_tile).map(|t| t.3.len()).sum::<usize>() * kv_heads;
+        // Spans of one KV head that an item may have, so that no thread is left with one long one.
+        let share = total.div_ceil(SHARES * threads).max(1);
+        let mut used = 0;
+        for index in 0..seqs.len() {
+            let one = std::slice::from_ref(&seqs[index]);
+            for (_, first_row, rows, spans) in tiles(one, rows_of_tile, self.window) {
+                let floats = spans.len() * rows * self.heads.num_heads * partial_len(dim_padded);
+                let fits = used + floats <= room && self.split.len() < self.split.capacity();
+                let is_split = threads > 1 && spans.len() > share && fits;
+                let step = if is_split { share } else { spans.len().max(1) };
+                for start in spans.clone().step_by(step) {
+                    self.items.push(Item {
+                        seq: index,
+                        first_row,
+                        rows,
+                        spans: start..(start + step).min(spans.end),
+                        partials: is_split.then_some(used),
+                        first_span: spans.start,
+                    });
+                }
+                if is_split {
+                    self.split.push(SplitTile {
+                        seq: index,
+                        first_row,
+                        rows,
+                        spans,
+                        partials: used,
+                    });
+                    used += floats;
+                }
+            }
+        }
+    }
+
+    fn tiles<'a>(
+        &self,
+        seqs: &'a [SeqInput],
+        rows_of_tile: usize,
+    ) -> impl Iterator<Item = Tile> + 'a {
+        tiles(seqs, rows_of_tile, self.window)
+    }
+}
+
+/// Sequence, first row, rows, spans.
+type Tile = (usize, usize, usize, Range<usize>);
+
+/// The tiles of `seqs` in order.
+fn tiles(seqs: &[SeqInput], rows_of_tile: usize, window: usize) -> impl Iterator<Item = Tile> + '_ {
+    seqs.iter().enumerate().flat_map(move |(index, seq)| {
+        (0..seq.query_len).step_by(rows_of_tile).map(move |first_row| {
+            let rows = (seq.query_len - first_row).min(rows_of_tile);
+            let first = seq.context_len + first_row;
+            let low = (first + 1).saturating_sub(window) / SPAN;
+            (index, first_row, rows, low..(first + rows).div_ceil(SPAN))
+        })
+    })
+}
+
+/// Work items that each thread gets, about, when a step has few long sequences.
+const SHARES: usize = 4;

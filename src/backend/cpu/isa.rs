@@ -1,0 +1,82 @@
+//! Which instruction path this machine can run, asked of CPUID at run time.
+
+use crate::config::CpuIsa;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The paths, best first.
+pub const ALL: [CpuIsa; 4] = [CpuIsa::Avx512Bf16, CpuIsa::Avx512, CpuIsa::Avx2, CpuIsa::Portable];
+
+/// Whether this machine can run `isa`.
+pub fn is_available(isa: CpuIsa) -> bool {
+    match isa {
+        CpuIsa::Portable => true,
+        #[cfg(target_arch = "x86_64")]
+        CpuIsa::Avx2 => has_avx2(),
+        #[cfg(target_arch = "x86_64")]
+        CpuIsa::Avx512 => has_avx512(),
+        #[cfg(target_arch = "x86_64")]
+        CpuIsa::Avx512Bf16 => has_avx512() && is_x86_feature_detected!("avx512bf16"),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => false,
+    }
+}
+
+/// The path's name, as options and logs spell it.
+pub fn name(isa: CpuIsa) -> &'static str {
+    match isa {
+        CpuIsa::Avx512Bf16 => "avx512-bf16",
+        CpuIsa::Avx512 => "avx512",
+        CpuIsa::Avx2 => "avx2",
+        CpuIsa::Portable => "portable",
+    }
+}
+
+/// The wanted path, or the best one; UNSUPPORTED when the machine lacks the wanted one.
+pub(crate) fn choose(wanted: Option<CpuIsa>) -> Result<CpuIsa> {
+    match wanted {
+        Some(isa) if is_available(isa) => Ok(isa),
+        Some(isa) => {
+            let message = format!("cpu_isa: this machine cannot run {}", name(isa));
+            let error = Error::new(ErrorKind::Unsupported, message);
+            Err(error.with("field", "cpu_isa").with("value", name(isa)))
+        }
+        // The last one is always available.
+        None => Ok(ALL.into_iter().find(|isa| is_available(*isa)).unwrap_or(CpuIsa::Portable)),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    has_avx2()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_path_is_unsupported_and_named() {
+        assert!(is_available(choose(None).unwrap()));
+        assert_eq!(choose(Some(CpuIsa::Portable)).unwrap(), CpuIsa::Portable);
+        for isa in ALL {
+            match choose(Some(isa)) {
+                Ok(chosen) => assert_eq!(chosen, isa),
+                Err(e) => {
+                    assert_eq!(e.kind(), ErrorKind::Unsupported);
+                    assert!(e.message().contains(name(isa)), "{e}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The kernels of each instruction path, instantiated with its features, as one table.
+#![allow(unsafe_code, reason = "kernels work through pointers and need CPU features")]
+
+use std::ops::Range;
+
+use super::attention::{AttentionArgs, Scratch};
+use super::elementwise::{ActivateArgs, GatedArgs};
+use super::linear::{ConvertArgs, LinearArgs};
+use super::norm::NormArgs;
+use super::rope::RopeArgs;
+use super::simd::portable::Portable;
+use super::{attention, elementwise, linear, norm, rope};
+use crate::config::CpuIsa;
+
+/// A kernel over a range of units (rows, panels, heads): safe to call when the pointers in its
+/// arguments hold what their types say, no other thread works on the same units, and the machine
+/// has the path's features.
+pub(crate) type Kernel<A> = unsafe fn(&A, Range<usize>);
+
+/// One path's kernels.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    /// Linear layers, by `pack::Storage` as an index; units are panels.
+    pub(crate) linear: [Kernel<LinearArgs>; 4],
+    /// Whether linear layers in bf16 take their inputs as bf16 (else as f32 holding bf16 values).
+    pub(crate) bf16_inputs: bool,
+    /// Rounds, copies or gathers the inputs of linear layers; units are rows.
+    pub(crate) convert: Kernel<ConvertArgs>,
+    /// RMS norm and layer norm; units are rows.
+    pub(crate) rms_norm: Kernel<NormArgs>,
+    pub(crate) layer_norm: Kernel<NormArgs>,
+    /// Rope and the writing of K and V; units are heads of rows.
+    pub(crate) rope_write: Kernel<RopeArgs>,
+    /// Gated activation; units are rows.
+    pub(crate) gated: Kernel<GatedArgs>,
+    /// Activation in place; units are elements.
+    pub(crate) activate: Kernel<ActivateArgs>,
+    /// One work item of attention for one KV head.
+    pub(crate) attend: unsafe fn(&AttentionArgs<'_>, usize, usize, &mut Scratch),
+    /// Merges the spans of one split tile for a range of query heads.
+    pub(crate) merge: unsafe fn(&AttentionArgs<'_>, usize, Range<usize>),
+}
+
+/// Instantiates every generic kernel inside functions that have the path's features.
+///
+/// `rows x panels` is the register tile of linear layers, `vectors` that of attention.
+macro_rules! instantiate {
+    ($name:ident, [$($feature:meta),*], $simd:ty, $bf16:ty, $bf16_inputs:literal,
+     $rows:literal x $panels:literal, $vectors:literal) => {
+        mod $name {
+            use super::*;
+
+            instantiate!(@kernels [$(#[$feature])*] {
+                linear_bf16(LinearArgs) = linear::tiles::run::<$bf16, $rows, $panels>;
+                linear_f32(LinearArgs) =
+                    linear::tiles::run::<linear::Wide<$simd, f32>, $rows, $panels>;
+                linear_f16(LinearArgs) =
+                    linear::tiles::run::<linear::Wide<$simd, half::f16>, $rows, $panels>;
+                linear_bf16_wide(LinearArgs) =
+                    linear::tiles::run::<linear::Wide<$simd, half::bf16>, $rows, $panels>;
+                convert(ConvertArgs) = linear::convert::<$simd>;
+                rms_norm(NormArgs) = norm::rms_norm::<$simd>;
+                layer_norm(NormArgs) = norm::layer_norm::<$simd>;
+                rope_write(RopeArgs) = rope::rope_write::<$simd>;
+                gated(GatedArgs) = elementwise::gated::<$simd>;
+                activate(ActivateArgs) = elementwise::activate::<$simd>;
+            });
+
+            $(#[$feature])*
+            unsafe fn attend(a: &AttentionArgs<'_>, item: usize, head: usize, s: &mut Scratch) {
+                // SAFETY: the caller keeps the contract of `Kernel`.
+                unsafe { attention::attend::<$simd, $vectors>(a, item, head, s) }
+            }
+
+            $(#[$feature])*
+            unsafe fn merge(a: &AttentionArgs<'_>, tile: usize, heads: Range<usize>) {
+                // SAFETY: the caller keeps the contract of `Kernel`.
+                unsafe { attention::merge::<$simd>(a, tile, heads) }
+            }
+
+            pub(super) const KERNELS: Kernels = Kernels {
+                linear: [linear_bf16, linear_f32, linear_f16, linear_bf16_wide],
+                bf16_inputs: $bf16_inputs,
+                convert,
+                rms_norm,
+                layer_norm,
+                rope_write,
+                gated,
+                activate,
+                attend,
+                merge,
+            };
+        }
+    };
+    (@kernels $features:tt { $($kernel:ident($args:ty) = $body:expr;)* }) => {
+        $(instantiate!(@kernel $features $kernel($args) = $body);)*
+    };
+    (@kernel [$(#[$feature:meta])*] $kernel:ident($args:ty) = $body:expr) => {
+        $(#[$feature])*
+        unsafe fn $kernel(args: &$args, units: Range<usize>) {
+            // SAFETY: the caller keeps the contract of `Kernel`.
+            unsafe { $body(args, units) }
+        }
+    };
+}
+
+instantiate!(portable, [], Portable, linear::Pairs<Portable>, false, 4 x 1, 1);
+
+#[cfg(target_arch = "x86_64")]
+use super::simd::{avx2::Avx2, avx512::Avx512};
+
+#[cfg(target_arch = "x86_64")]
+instantiate!(
+    avx2, [target_feature(enable = "avx2,fma,f16c")],
+    Avx2, linear::Pairs<Avx2>, false, 4 x 1, 1
+);
+#[cfg(target_arch = "x86_64")]
+instantiate!(
+    avx512, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
+    Avx512, linear::Pairs<Avx512>, false, 8 x 3, 4
+);
+#[cfg(target_arch = "x86_64")]
+instantiate!(
+    avx512bf16,
+    [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
+    Avx512, linear::avx512bf16::Dot, true, 8 x 3, 4
+);
+
+/// The kernels of a path that `isa::choose` returned.
+pub(crate) fn of(isa: CpuIsa) -> Kernels {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        CpuIsa::Avx512Bf16 => avx512bf16::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        CpuIsa::Avx512 => avx512::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        CpuIsa::Avx2 => avx2::KERNELS,
+        _ => portable::KERNELS,
+    }
+}

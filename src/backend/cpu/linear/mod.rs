@@ -1,0 +1,204 @@
+//! Linear layers: `out = x W^T + b` over packed weights.
+//!
+//! One accumulation order per instruction path and weight type: each output is one chain along K,
+//! from the first element to the last, in one accumulator. Tiles, threads and the number of rows
+//! decide who computes an output and when, never how; so a row's result is the same bits alone
+//! and in any batch.
+#![allow(unsafe_code, reason = "kernels work through pointers")]
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::simd::Simd16;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512bf16;
+pub(crate) mod tiles;
+
+/// What a linear kernel works on.
+#[derive(Clone, Copy)]
+pub(crate) struct LinearArgs {
+    /// Inputs `[rows, ldx]`, f32 or bf16 as the path wants them.
+    pub(crate) x: *const u8,
+    /// Elements from one input row to the next.
+    pub(crate) ldx: usize,
+    /// Rows.
+    pub(crate) rows: usize,
+    /// Packed weights, panel after panel.
+    pub(crate) weights: *const u8,
+    /// Bytes of one panel.
+    pub(crate) panel_bytes: usize,
+    /// Steps along K in one panel.
+    pub(crate) steps: usize,
+    /// Outputs.
+    pub(crate) n: usize,
+    /// Bias, padded to whole panels; null when there is none.
+    pub(crate) bias: *const f32,
+    /// Outputs `[rows, ldo]`.
+    pub(crate) out: *mut f32,
+    /// Elements from one output row to the next.
+    pub(crate) ldo: usize,
+    /// Adds to what `out` holds.
+    pub(crate) add: bool,
+}
+
+/// How one step of a panel (16 outputs) is read and multiplied.
+pub(crate) trait Panel {
+    /// Sixteen f32 accumulators.
+    type Acc: Simd16;
+    /// An element of the inputs.
+    type X: Copy;
+    /// The weights of one step.
+    type W: Copy;
+    /// The input elements of one step, in every lane.
+    type B: Copy;
+    /// Input elements of one step.
+    const STEP: usize;
+    /// Bytes of weights of one step.
+    const STEP_BYTES: usize;
+    /// Reads a step's weights.
+    unsafe fn weights(p: *const u8) -> Self::W;
+    /// Reads a step's inputs.
+    unsafe fn broadcast(p: *const Self::X) -> Self::B;
+    /// Adds a step's products to the chain.
+    fn step(acc: Self::Acc, w: Self::W, b: Self::B) -> Self::Acc;
+}
+
+/// f32 inputs, weights widened from `T`: `[N/16][K][16]`.
+pub(crate) struct Wide<S, T>(PhantomData<(S, T)>);
+
+/// Element types of weights that widen exactly to f32.
+pub(crate) trait Widen {
+    /// Reads 16 elements.
+    unsafe fn load<S: Simd16>(p: *const u8) -> S;
+}
+
+impl Widen for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd16>(p: *const u8) -> S {
+        // SAFETY: the caller vouches for 16 elements.
+        unsafe { S::load(p.cast()) }
+    }
+}
+
+impl Widen for half::f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd16>(p: *const u8) -> S {
+        // SAFETY: the caller vouches for 16 elements.
+        unsafe { S::load_f16(p.cast()) }
+    }
+}
+
+impl Widen for half::bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd16>(p: *const u8) -> S {
+        // SAFETY: the caller vouches for 16 elements.
+        unsafe { S::load_bf16(p.cast()) }
+    }
+}
+
+impl<S: Simd16, T: Widen> Panel for Wide<S, T> {
+    type Acc = S;
+    type X = f32;
+    type W = S;
+    type B = S;
+    const STEP: usize = 1;
+    const STEP_BYTES: usize = 16 * size_of::<T>();
+
+    #[inline(always)]
+    unsafe fn weights(p: *const u8) -> S {
+        // SAFETY: the caller vouches for one step of weights.
+        unsafe { T::load(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn broadcast(p: *const f32) -> S {
+        // SAFETY: the caller vouches for one element.
+        S::splat(unsafe { *p })
+    }
+
+    #[inline(always)]
+    fn step(acc: S, w: S, b: S) -> S {
+        w.mul_add(b, acc)
+    }
+}
+
+/// bf16 weights in pairs, `[N/16][K/2][16][2]`, where the path has no bf16 dot product: the inputs
+/// are f32 that hold bf16 values.
+pub(crate) struct Pairs<S>(PhantomData<S>);
+
+impl<S: Simd16> Panel for Pairs<S> {
+    type Acc = S;
+    type X = f32;
+    type W = (S, S);
+    type B = (S, S);
+    const STEP: usize = 2;
+    const STEP_BYTES: usize = 64;
+
+    #[inline(always)]
+    unsafe fn weights(p: *const u8) -> (S, S) {
+        // SAFETY: the caller vouches for one step of weights.
+        unsafe { S::load_bf16_pairs(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn broadcast(p: *const f32) -> (S, S) {
+        // SAFETY: the caller vouches for two elements.
+        unsafe { (S::splat(*p), S::splat(*p.add(1))) }
+    }
+
+    #[inline(always)]
+    fn step(acc: S, w: (S, S), b: (S, S)) -> S {
+        w.1.mul_add(b.1, w.0.mul_add(b.0, acc))
+    }
+}
+
+/// How inputs are brought to the form that the kernels read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InputForm {
+    /// As they are.
+    F32,
+    /// Rounded to bf16, kept in f32.
+    RoundedF32,
+    /// bf16.
+    Bf16,
+}
+
+/// What `convert` works on.
+#[derive(Clone, Copy)]
+pub(crate) struct ConvertArgs {
+    /// Inputs `[.., width]`.
+    pub(crate) x: *const f32,
+    /// Columns.
+    pub(crate) width: usize,
+    /// Which input row becomes row `i`; row `i` itself when null.
+    pub(crate) rows: *const u32,
+    /// Output `[rows, ldo]`.
+    pub(crate) out: *mut u8,
+    /// Elements from one output row to the next; columns from `width` on become 0.
+    pub(crate) ldo: usize,
+    /// Form of the output.
+    pub(crate) form: InputForm,
+}
+
+/// Gathers and rounds input rows.
+#[inline(always)]
+pub(crate) unsafe fn convert<S: Simd16>(a: &ConvertArgs, rows: Range<usize>) {
+    for row in rows {
+        // SAFETY: by `Kernel`'s contract the pointers hold what their docs say; `ldo` is a
+        // multiple of 16 not below `width`.
+        unsafe {
+            let source = if a.rows.is_null() { row } else { *a.rows.add(row) as usize };
+            let x = a.x.add(source * a.width);
+            for i in (0..a.ldo).step_by(16) {
+                let v = S::load_first(x.add(i.min(a.width)), a.width.saturating_sub(i).min(16));
+                let at = row * a.ldo + i;
+                match a.form {
+                    InputForm::F32 => v.store(a.out.cast::<f32>().add(at)),
+                    InputForm::RoundedF32 => v.round_bf16().store(a.out.cast::<f32>().add(at)),
+                    InputForm::Bf16 => v.store_bf16(a.out.cast::<u16>().add(at)),
+                }
+            }
+        }
+    }
+}

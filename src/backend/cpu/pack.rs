@@ -1,0 +1,257 @@
+//! Weights, packed once at load into panels of sixteen outputs that all paths read.
+//!
+//! ```text
+//!  bf16 compute   [N/16][K/2][16][2] bf16    a row of sixteen pairs is one vdpbf16ps operand, and
+//!                                            sixteen such rows are one AMX B tile
+//!  f32 compute    [N/16][K][16] f32|f16|bf16 widened exactly when used
+//! ```
+//! N is padded to whole panels, K (of pairs) to whole AMX tiles of 32, with zeros.
+#![allow(unsafe_code, reason = "threads fill disjoint panels of one buffer")]
+
+use std::ops::Range;
+
+use super::memory::Buffer;
+use super::simd::{bf16_bits, bf16_value};
+use super::thread_pool::ThreadPool;
+use super::{linear, share};
+use crate::backend::{ComputeType, DType, LinearPart, LinearSpec};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Layout and element type of packed weights; the number is the index of its kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// `[N/16][K/2][16][2]`, bf16 compute.
+    Bf16Pairs = 0,
+    /// `[N/16][K][16]`, f32 compute.
+    F32 = 1,
+    /// `[N/16][K][16]`, f32 compute.
+    F16 = 2,
+    /// `[N/16][K][16]`, f32 compute.
+    Bf16 = 3,
+}
+
+/// A packed linear layer.
+pub(crate) struct Packed {
+    /// Layout.
+    pub(crate) storage: Storage,
+    /// Outputs.
+    pub(crate) n: usize,
+    /// Inputs.
+    pub(crate) k: usize,
+    /// Inputs, padded as the layout wants.
+    pub(crate) k_padded: usize,
+    data: Buffer<u8>,
+    bias: Option<Buffer<f32>>,
+}
+
+impl Storage {
+    fn element_bytes(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    /// K elements that one step of a kernel takes.
+    fn step(self) -> usize {
+        if self == Self::Bf16Pairs { 2 } else { 1 }
+    }
+}
+
+impl Packed {
+    /// Reads, converts and packs a layer's parts, a few megabytes at a time.
+    pub(crate) fn new(
+        spec: &LinearSpec,
+        compute: ComputeType,
+        pool: &mut ThreadPool,
+    ) -> Result<Self> {
+        let first = spec.parts.first().expect("a linear layer has at least one part");
+        let (name, k) = (first.weight.name(), first.weight.cols());
+        let n = spec.parts.iter().map(|p| p.weight.rows()).sum::<usize>();
+        if let Some(part) = spec.parts.iter().find(|p| p.weight.cols() != k) {
+            let (other, cols) = (part.weight.name(), part.weight.cols());
+            let message = format!("{other} has {cols} columns, but {name} beside it has {k}");
+            return Err(Error::new(ErrorKind::ModelFormat, message));
+        }
+        let storage = storage_of(&spec.parts, compute);
+        let k_padded = if storage == Storage::Bf16Pairs { k.next_multiple_of(32) } else { k };
+        let bytes = (n.next_multiple_of(16))
+            .checked_mul(k_padded)
+            .and_then(|len| len.checked_mul(storage.element_bytes()))
+            .unwrap_or(usize::MAX);
+        let data = Buffer::zeroed(bytes, name)?;
+        let bias = pack_bias(&spec.parts, n)?;
+        let packed = Self { storage, n, k, k_padded, data, bias };
+        let mut row = 0;
+        for part in &spec.parts {
+            packed.fill(part, row, pool)?;
+            row += part.weight.rows();
+        }
+        Ok(packed)
+    }
+
+    /// Bytes of one panel.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        16 * self.k_padded * self.storage.element_bytes()
+    }
+
+    /// The arguments of a kernel over this layer; the caller adds inputs and outputs.
+    pub(crate) fn args(&self) -> linear::LinearArgs {
+        linear::LinearArgs {
+            x: std::ptr::null(),
+            ldx: 0,
+            rows: 0,
+            weights: self.data.as_ptr(),
+            panel_bytes: self.panel_bytes(),
+            steps: self.k_padded / self.storage.step(),
+            n: self.n,
+            bias: self.bias.as_ref().map_or(std::ptr::null(), |b| b.as_ptr().cast_const()),
+            out: std::ptr::null_mut(),
+            ldo: 0,
+            add: false,
+        }
+    }
+
+    /// Row `row` of the weights, widened, to (or added to) `out`, `[k]`.
+    pub(crate) fn gather(&self, row: usize, out: &mut [f32], add: bool) {
+        assert!(row < self.n, "row {row} of a table of {} rows", self.n);
+        assert_eq!(out.len(), self.k, "a row of a table of {} columns", self.k);
+        for (i, value) in out.iter_mut().enumerate() {
+            let at = self.index(row, i);
+            // SAFETY: `index` stays within the buffer for row < n and i < k; after packing nobody
+            // writes to it.
+            let weight = unsafe {
+                let data = self.data.as_ptr().cast_const();
+                match self.storage {
+                    Storage::F32 => *data.cast::<f32>().add(at),
+                    Storage::F16 => half::f16::from_bits(*data.cast::<u16>().add(at)).to_f32(),
+                    Storage::Bf16 | Storage::Bf16Pairs => bf16_value(*data.cast::<u16>().add(at)),
+                }
+            };
+            *value = if add { *value + weight } else { weight };
+        }
+    }
+
+    /// Where element (row, column) lies.
+    #[inline(always)]
+    fn index(&self, row: usize, column: usize) -> usize {
+        let (panel, lane) = (row / 16 * 16 * self.k_padded, row % 16);
+        match self.storage {
+            Storage::Bf16Pairs => panel + column / 2 * 32 + lane * 2 + column % 2,
+            _ => panel + column * 16 + lane,
+        }
+    }
+
+    /// Packs one part, whose first row is row `start` of the layer.
+    fn fill(&self, part: &LinearPart, start: usize, pool: &mut ThreadPool) -> Result<()> {
+        let (weight, dtype) = (&part.weight, part.weight.dtype());
+        let row_bytes = self.k * dtype.size();
+        let chunk_rows = (CHUNK_BYTES / row_bytes.max(1)).max(16) / 16 * 16;
+        let mut chunk = Buffer::<u8>::zeroed(
+            chunk_rows.min(weight.rows()).saturating_mul(row_bytes),
+            "staging of weights",
+        )?;
+        let threads = pool.threads();
+        let mut from = 0;
+        while from < weight.rows() {
+            let rows = from..(from + chunk_rows).min(weight.rows());
+            let bytes = &mut chunk.as_mut_slice()[..rows.len() * row_bytes];
+            weight.read_rows(rows.clone(), bytes)?;
+            let bytes: &[u8] = bytes;
+            let target = start + rows.start..start + rows.end;
+            pool.run(&|thread| {
+                for row in target.start + share(target.len(), thread, threads).start
+                    ..target.start + share(target.len(), thread, threads).end
+                {
+                    let source = &bytes[(row - target.start) * row_bytes..][..row_bytes];
+                    self.write_row(row, dtype, source);
+                }
+            });
+            from = rows.end;
+        }
+        Ok(())
+    }
+
+    /// Converts and scatters one row; threads write different rows, thus different elements.
+    fn write_row(&self, row: usize, dtype: DType, source: &[u8]) {
+        let value16 = |i: usize| u16::from_le_bytes([source[2 * i], source[2 * i + 1]]);
+        let value32 = |i: usize| {
+            let bytes = &source[4 * i..4 * i + 4];
+            f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+        };
+        let value = |i: usize| match dtype {
+            DType::F32 => value32(i),
+            DType::F16 => half::f16::from_bits(value16(i)).to_f32(),
+            DType::Bf16 => bf16_value(value16(i)),
+        };
+        let bits_as_they_are = matches!(
+            (self.storage, dtype),
+            (Storage::Bf16Pairs | Storage::Bf16, DType::Bf16) | (Storage::F16, DType::F16)
+        );
+        for i in 0..self.k {
+            let at = self.index(row, i);
+            // SAFETY: `index` stays within the buffer, and no other thread has this row.
+            unsafe {
+                if self.storage == Storage::F32 {
+                    *self.data.as_ptr().cast::<f32>().add(at) = value(i);
+                } else if bits_as_they_are {
+                    *self.data.as_ptr().cast::<u16>().add(at) = value16(i);
+                } else {
+                    *self.data.as_ptr().cast::<u16>().add(at) = bf16_bits(value(i));
+                }
+            }
+        }
+    }
+}
+
+/// Rows of a part that are packed in one go hold about this many bytes.
+const CHUNK_BYTES: usize = 4 << 20;
+
+fn storage_of(parts: &[LinearPart], compute: ComputeType) -> Storage {
+    if compute == ComputeType::Bf16 {
+        return Storage::Bf16Pairs;
+    }
+    let dtype = parts[0].weight.dtype();
+    if parts.iter().any(|p| p.weight.dtype() != dtype) {
+        return Storage::F32;
+    }
+    match dtype {
+        DType::F32 => Storage::F32,
+        DType::F16 => Storage::F16,
+        DType::Bf16 => Storage::Bf16,
+    }
+}
+
+/// The parts' biases, zero where a part has none, padded to whole panels; none when none has one.
+fn pack_bias(parts: &[LinearPart], n: usize) -> Result<Option<Buffer<f32>>> {
+    if parts.iter().all(|p| p.bias.is_none()) {
+        return Ok(None);
+    }
+    let mut bias = Buffer::zeroed(n.next_multiple_of(16), "bias")?;
+    let mut row = 0;
+    for part in parts {
+        let rows = part.weight.rows();
+        if let Some(values) = &part.bias {
+            if values.len() != rows {
+                let (name, len) = (part.weight.name(), values.len());
+                let message = format!("{name} has {rows} outputs, but its bias has {len}");
+                return Err(Error::new(ErrorKind::ModelFormat, message));
+            }
+            bias.as_mut_slice()[row..row + rows].copy_from_slice(values);
+        }
+        row += rows;
+    }
+    Ok(Some(bias))
+}
+
+/// The rows that a gather, embed or position table is asked for, thread by thread.
+pub(crate) fn gather_rows(
+    table: &Packed,
+    ids: impl Fn(usize) -> usize,
+    out: *mut f32,
+    rows: Range<usize>,
+    add: bool,
+) {
+    for row in rows {
+        // SAFETY: `out` is `[tokens, k]`, the rows are below tokens, each has one thread.
+        let row_out = unsafe { std::slice::from_raw_parts_mut(out.add(row * table.k), table.k) };
+        table.gather(ids(row), row_out, add);
+    }
+}

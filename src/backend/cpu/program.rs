@@ -1,0 +1,273 @@
+//! One step as a program: plain descriptors, run by every thread in the same order.
+//!
+//! ```text
+//!  for each op, for each of its phases:   my share of the work ─► barrier
+//! ```
+//! Work is shared by thread number or taken from a cursor; either way a result does not depend on
+//! who computed it.
+#![allow(unsafe_code, reason = "calls kernels")]
+
+use std::cell::UnsafeCell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::attention::plan::Plan;
+use super::attention::{AttentionArgs, Scratch};
+use super::barrier::Barrier;
+use super::elementwise::{ActivateArgs, GatedArgs};
+use super::kernels::{Kernel, Kernels};
+use super::kv::{KvCache, LayerKv};
+use super::linear::{ConvertArgs, LinearArgs};
+use super::memory::Buffer;
+use super::norm::NormArgs;
+use super::pack::{Packed, gather_rows};
+use super::rope::RopeArgs;
+use super::share;
+use crate::backend::{Heads, LinearId, SeqInput, StepInput};
+use crate::error::Result;
+use crate::ids::{BlockCopy, BlockId, TokenId};
+
+/// One op, with its pointers resolved; buffers do not move while a step lasts.
+pub(crate) enum Op {
+    /// Copies blocks.
+    CopyBlocks,
+    /// Rows of a table by token id.
+    Embed { table: LinearId, out: *mut f32 },
+    /// Rows of a table by position, added.
+    AddPosition { table: LinearId, x: *mut f32 },
+    /// RMS norm.
+    RmsNorm(NormArgs),
+    /// Layer norm.
+    LayerNorm(NormArgs),
+    /// A linear layer: inputs converted first, unless they are taken as they are.
+    Linear { convert: Option<ConvertArgs>, kernel: Kernel<LinearArgs>, args: LinearArgs },
+    /// Query and key norms, rope, writing K and V.
+    RopeWrite(RopeArgs),
+    /// Attention, after `plan`.
+    Attention(AttentionOp),
+    /// Gated activation.
+    Gated(GatedArgs),
+    /// Activation in place.
+    Activate(ActivateArgs),
+}
+
+/// What an attention op must remember.
+pub(crate) struct AttentionOp {
+    pub(crate) qkv: *const f32,
+    pub(crate) out: *mut f32,
+    pub(crate) heads: Heads,
+    pub(crate) scale: f32,
+    pub(crate) window: usize,
+    pub(crate) kv: LayerKv,
+    pub(crate) group: usize,
+    /// Index of the step's plan.
+    pub(crate) plan: usize,
+}
+
+impl Op {
+    /// Phases, with a barrier after each; the same for every thread.
+    fn phases(&self, plans: &[Plan]) -> usize {
+        match self {
+            Self::Linear { convert: Some(_), .. } => 2,
+            Self::Attention(op) if !plans[op.plan].split.is_empty() => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// The step's input, copied, in memory that was reserved.
+#[derive(Default)]
+pub(crate) struct Input {
+    pub(crate) token_ids: Vec<TokenId>,
+    pub(crate) positions: Vec<u32>,
+    pub(crate) seqs: Vec<SeqInput>,
+    pub(crate) block_tables: Vec<Vec<BlockId>>,
+    pub(crate) slot_mapping: Vec<Vec<u64>>,
+    pub(crate) block_copies: Vec<BlockCopy>,
+}
+
+impl Input {
+    /// Makes room, so that `take` does not allocate.
+    pub(crate) fn reserve(
+        &mut self,
+        tokens: usize,
+        seqs: usize,
+        table: usize,
+        groups: usize,
+    ) -> Result<()> {
+        self.token_ids.try_reserve(tokens)?;
+        self.positions.try_reserve(tokens)?;
+        self.seqs.try_reserve(seqs)?;
+        for _ in 0..groups {
+            let (mut blocks, mut slots) = (Vec::new(), Vec::new());
+            blocks.try_reserve(table)?;
+            slots.try_reserve(tokens)?;
+            self.block_tables.push(blocks);
+            self.slot_mapping.push(slots);
+        }
+        Ok(())
+    }
+
+    /// Copies a step's input.
+    pub(crate) fn take(&mut self, input: &StepInput<'_>) {
+        let tokens = input.token_ids.len();
+        assert_eq!(input.positions.len(), tokens, "positions");
+        assert_eq!(input.block_tables.len(), self.block_tables.len(), "groups");
+        assert_eq!(input.slot_mapping.len(), self.slot_mapping.len(), "groups");
+        copy(&mut self.token_ids, input.token_ids);
+        copy(&mut self.positions, input.positions);
+        copy(&mut self.seqs, input.seqs);
+        copy(&mut self.block_copies, input.block_copies);
+        for (to, from) in self.block_tables.iter_mut().zip(input.block_tables) {
+            copy(to, from);
+        }
+        for (to, from) in self.slot_mapping.iter_mut().zip(input.slot_mapping) {
+            assert_eq!(from.len(), tokens, "slot_mapping");
+            copy(to, from);
+        }
+    }
+}
+
+fn copy<T: Copy>(to: &mut Vec<T>, from: &[T]) {
+    to.clear();
+    to.extend_from_slice(from);
+}
+
+/// Memory that ops share, one of each.
+pub(crate) struct Workspace {
+    /// Converted inputs of linear layers.
+    pub(crate) inputs: Buffer<f32>,
+    /// Results of split attention tiles.
+    pub(crate) partials: Buffer<f32>,
+    /// Rows of the last `logits` call.
+    pub(crate) logits_rows: Vec<u32>,
+    /// `[max_logits_rows, vocab]`.
+    pub(crate) logits: Buffer<f32>,
+    /// By thread.
+    pub(crate) scratch: Vec<ThreadScratch>,
+}
+
+/// One thread's scratch: only thread `i` touches entry `i`.
+pub(crate) struct ThreadScratch(pub(crate) UnsafeCell<Scratch>);
+
+// SAFETY: entry `i` is used by thread `i` alone while a program runs.
+unsafe impl Sync for ThreadScratch {}
+
+/// All that a program reads while it runs.
+pub(crate) struct Context<'a> {
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) ops: &'a [Op],
+    pub(crate) cursors: &'a [AtomicUsize],
+    pub(crate) tables: &'a [Packed],
+    pub(crate) input: &'a Input,
+    pub(crate) plans: &'a [Plan],
+    pub(crate) kv: &'a KvCache,
+    pub(crate) workspace: &'a Workspace,
+    pub(crate) barrier: &'a Barrier,
+    pub(crate) threads: usize,
+    /// Set by a panic: the rest of the program is skipped, barrier by barrier.
+    pub(crate) failed: &'a AtomicBool,
+}
+
+// SAFETY: the raw pointers in the ops lead to buffers that live as long as the borrows beside
+// them, and threads write disjoint parts between barriers, as the kernels' contract says.
+unsafe impl Sync for Context<'_> {}
+
+impl Context<'_> {
+    /// Runs the program as thread `thread`. A panic of one thread stops all at the next barrier.
+    pub(crate) fn run(&self, thread: usize) {
+        let mut panic = None;
+        for (index, op) in self.ops.iter().enumerate() {
+            for phase in 0..op.phases(self.plans) {
+                if !self.failed.load(Ordering::Relaxed) {
+                    let work = || self.run_phase(op, index, phase, thread);
+                    let work = std::panic::AssertUnwindSafe(work);
+                    if let Err(payload) = std::panic::catch_unwind(work) {
+                        self.failed.store(true, Ordering::Relaxed);
+                        panic = Some(payload);
+                    }
+                }
+                if self.threads > 1 {
+                    self.barrier.wait();
+                }
+            }
+        }
+        if let Some(payload) = panic {
+            std::panic::resume_unwind(payload);
+        }
+    }
+
+    fn run_phase(&self, op: &Op, index: usize, phase: usize, thread: usize) {
+        let tokens = self.input.token_ids.len();
+        let part = |units: usize| share(units, thread, self.threads);
+        let k = self.kernels;
+        // SAFETY: `isa::choose` saw the features of these kernels. The ops' pointers were resolved
+        // from live buffers whose shapes were asserted; `part` gives each unit to one thread.
+        unsafe {
+            match op {
+                Op::CopyBlocks => {
+                    self.kv.copy(&self.input.block_copies, thread, self.threads);
+                }
+                Op::Embed { table, out } => {
+                    let id = |row: usize| self.input.token_ids[row].index();
+                    gather_rows(&self.tables[table.0 as usize], id, *out, part(tokens), false);
+                }
+                Op::AddPosition { table, x } => {
+                    let id = |row: usize| self.input.positions[row] as usize;
+                    gather_rows(&self.tables[table.0 as usize], id, *x, part(tokens), true);
+                }
+                Op::RmsNorm(args) => (k.rms_norm)(args, part(tokens)),
+                Op::LayerNorm(args) => (k.layer_norm)(args, part(tokens)),
+                Op::Linear { convert: Some(convert), args, .. } if phase == 0 => {
+                    (k.convert)(convert, part(args.rows));
+                }
+                Op::Linear { kernel, args, .. } => kernel(args, part(args.n.div_ceil(16))),
+                Op::RopeWrite(args) => {
+                    let heads = args.heads.num_heads + 2 * args.heads.num_kv_heads;
+                    (k.rope_write)(args, part(tokens * heads));
+                }
+                Op::Attention(op) => self.attention(op, index, phase, thread),
+                Op::Gated(args) => (k.gated)(args, part(tokens * args.width.div_ceil(16))),
+                Op::Activate(args) => (k.activate)(args, part(args.len.div_ceil(16))),
+            }
+        }
+    }
+
+    /// Items are taken from a cursor, for their lengths differ; merging is shared evenly.
+    fn attention(&self, op: &AttentionOp, index: usize, phase: usize, thread: usize) {
+        let plan = &self.plans[op.plan];
+        let args = AttentionArgs {
+            qkv: op.qkv,
+            out: op.out,
+            heads: op.heads,
+            scale: op.scale,
+            window: op.window,
+            kv: op.kv,
+            seqs: &self.input.seqs,
+            table: &self.input.block_tables[op.group],
+            plan,
+            partials: self.workspace.partials.as_ptr(),
+        };
+        let kv_heads = op.heads.num_kv_heads;
+        if phase == 1 {
+            for (tile, split) in plan.split.iter().enumerate() {
+                let vectors: Range<usize> =
+                    share(split.rows * op.heads.num_heads, thread, self.threads);
+                // SAFETY: as in `run_phase`; each vector has one thread.
+                unsafe { (self.kernels.merge)(&args, tile, vectors) };
+            }
+            return;
+        }
+        // SAFETY: entry `thread` is this thread's own.
+        let scratch = unsafe { &mut *self.workspace.scratch[thread].0.get() };
+        loop {
+            let next = self.cursors[index].fetch_add(1, Ordering::Relaxed);
+            if next >= plan.items.len() * kv_heads {
+                return;
+            }
+            let (item, kv_head) = (next / kv_heads, next % kv_heads);
+            // SAFETY: as in `run_phase`; the cursor gives each item and head to one thread.
+            unsafe { (self.kernels.attend)(&args, item, kv_head, scratch) };
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Rotary embeddings, and the step in which queries and keys are normalised and rotated and keys
+//! and values written to the cache.
+#![allow(unsafe_code, reason = "kernels work through pointers")]
+
+use std::ops::Range;
+
+use super::kv::LayerKv;
+use super::memory::Buffer;
+use super::norm::rms_row;
+use super::share;
+use super::simd::Simd16;
+use super::thread_pool::ThreadPool;
+use crate::backend::{Heads, RopeSpec};
+use crate::error::Result;
+
+/// Cosines and sines, computed in f64 and rounded once.
+pub(crate) struct RopeTable {
+    /// `rotary_dim / 2`.
+    pub(crate) half: usize,
+    /// Positions covered.
+    pub(crate) positions: usize,
+    /// `[positions][2][half]`: cosines, sines.
+    values: Buffer<f32>,
+}
+
+impl RopeTable {
+    /// Computes the table on all threads.
+    pub(crate) fn new(spec: &RopeSpec, pool: &mut ThreadPool) -> Result<Self> {
+        let half = spec.inv_freq.len();
+        let len = spec.max_positions.saturating_mul(2 * half);
+        let values = Buffer::<f32>::zeroed(len, "rotary embedding")?;
+        let threads = pool.threads();
+        pool.run(&|thread| {
+            for position in share(spec.max_positions, thread, threads) {
+                for (i, frequency) in spec.inv_freq.iter().enumerate() {
+                    let (sin, cos) = (position as f64 * frequency).sin_cos();
+                    let magnitude = f64::from(spec.magnitude);
+                    // SAFETY: within `[positions][2][half]`; each position has one thread.
+                    unsafe {
+                        let row = values.as_ptr().add(position * 2 * half);
+                        *row.add(i) = (cos * magnitude) as f32;
+                        *row.add(half + i) = (sin * magnitude) as f32;
+                    }
+                }
+            }
+        });
+        Ok(Self { half, positions: spec.max_positions, values })
+    }
+
+    /// `[positions][2][half]`.
+    pub(crate) fn as_ptr(&self) -> *const f32 {
+        self.values.as_ptr()
+    }
+}
+
+/// What `rope_write` works on; a unit is one head of one row, queries, keys, then values.
+#[derive(Clone, Copy)]
+pub(crate) struct RopeArgs {
+    /// `[rows, qkv_width]`, changed in place.
+    pub(crate) qkv: *mut f32,
+    /// Head counts.
+    pub(crate) heads: Heads,
+    /// Weights of the query and key norms, `[head_dim]`; null when there are none.
+    pub(crate) q_norm: *const f32,
+    pub(crate) k_norm: *const f32,
+    pub(crate) eps: f32,
+    /// `[positions][2][half]`; null when the model has none.
+    pub(crate) table: *const f32,
+    /// Pairs that turn.
+    pub(crate) half: usize,
+    /// `[rows]`.
+    pub(crate) positions: *const u32,
+    /// `[rows]`, where each row's K and V go.
+    pub(crate) slots: *const u64,
+    /// The layer's cache.
+    pub(crate) kv: LayerKv,
+}
+
+/// Normalises, rotates, and writes to the cache.
+#[inline(always)]
+pub(crate) unsafe fn rope_write<S: Simd16>(a: &RopeArgs, units: Range<usize>) {
+    let (queries, keys) = (a.heads.num_heads, a.heads.num_kv_heads);
+    let (per_row, dim) = (queries + 2 * keys, a.heads.head_dim);
+    for unit in units {
+        let (row, head) = (unit / per_row, unit % per_row);
+        // SAFETY: the unit is in range, by `Kernel`'s contract; positions and slots were checked
+        // against the table and the cache when the step began.
+        unsafe {
+            let x = a.qkv.add(unit * dim);
+            if head < queries + keys {
+                let norm = if head < queries { a.q_norm } else { a.k_norm };
+                if !norm.is_null() {
+                    rms_row::<S>(x, x, norm, dim, a.eps);
+                }
+                if !a.table.is_null() {
+                    let position = *a.positions.add(row) as usize;
+                    rotate::<S>(x, a.table.add(position * 2 * a.half), a.half);
+                }
+            }
+            let slot = *a.slots.add(row) as usize;
+            if head >= queries + keys {
+                a.kv.write_v(slot, head - queries - keys, x);
+            } else if head >= queries {
+                a.kv.write_k(slot, head - queries, x);
+            }
+        }
+    }
+}
+
+/// Turns the pairs `(i, i + half)`; `row` is `[2][half]`, cosines then sines.
+#[inline(always)]
+unsafe fn rotate<S: Simd16>(x: *mut f32, row: *const f32, half: usize) {
+    for i in (0..half).step_by(16) {
+        let n = (half - i).min(16);
+        // SAFETY: the caller vouches for `2 * half` elements of both; accesses are cut to that.
+        unsafe {
+            let (low, high) = (x.add(i), x.add(half + i));
+            let (a, b) = (S::load_first(low, n), S::load_first(high, n));
+            let (cos, sin) = (S::load_first(row.add(i), n), S::load_first(row.add(half + i), n));
+            a.mul(cos).sub(b.mul(sin)).store_first(low, n);
+            b.mul(cos).add(a.mul(sin)).store_first(high, n);
+        }
+    }
+}

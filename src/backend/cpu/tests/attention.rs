@@ -1,0 +1,231 @@
+//! Attention against f64, and the ways in which its bits must not depend on anything.
+
+use super::*;
+
+/// One sequence's whole run: `total` positions computed in chunks, results by position.
+struct Case {
+    heads: Heads,
+    compute: ComputeType,
+    isa: CpuIsa,
+    block_size: usize,
+    window: Option<usize>,
+    total: usize,
+    threads: usize,
+}
+
+impl Case {
+    fn row(&self) -> usize {
+        self.heads.qkv_width()
+    }
+
+    /// Query, key and value rows of all positions.
+    fn qkv(&self) -> Vec<f32> {
+        let mut qkv = Numbers::new(7).take(self.total * self.row());
+        for v in &mut qkv {
+            *v = half::bf16::from_f32(*v * 2.0).to_f32();
+        }
+        qkv
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.heads.head_dim as f32).sqrt()
+    }
+
+    /// Runs positions chunk after chunk, beside a second sequence when `beside`.
+    fn run(&self, chunks: &[usize], beside: bool) -> Vec<f32> {
+        let mut b = backend(self.compute, self.isa, self.threads);
+        let (x, out) = (b.activation(self.row()), b.activation(self.heads.q_width()));
+        let blocks = self.total.div_ceil(self.block_size);
+        allocate(&mut b, self.total + 3, self.heads, (self.block_size, 2 * blocks + 3));
+        let all: Vec<BlockId> = (0..2 * blocks as u32 + 3).map(BlockId).collect();
+        b.fill_blocks(&all, f32::NAN);
+        // Blocks descend, so that no block lies behind its predecessor.
+        let mut table: Vec<BlockId> = (1..=blocks as u32).rev().map(BlockId).collect();
+        table.push(BlockId(2 * blocks as u32 + 2));
+        let (qkv, mut done, mut results) = (self.qkv(), 0, Vec::new());
+        for &len in chunks {
+            let other = usize::from(beside) * 3;
+            let mut rows = qkv[..other * self.row()].to_vec();
+            rows.extend_from_slice(&qkv[done * self.row()..(done + len) * self.row()]);
+            write(&b, x, &rows);
+            self.step(&mut b, (x, out), &table, (done, len, other));
+            results.extend_from_slice(&read(&b, out, other + len)[other * self.heads.q_width()..]);
+            done += len;
+        }
+        assert_eq!(done, self.total);
+        results
+    }
+
+    fn step(
+        &self,
+        b: &mut CpuBackend,
+        (x, out): (ActId, ActId),
+        table: &[BlockId],
+        (done, len, other): (usize, usize, usize),
+    ) {
+        let size = self.block_size as u64;
+        let blocks = table.len() - 1;
+        let mut positions: Vec<u32> = (0..other as u32).collect();
+        positions.extend(done as u32..(done + len) as u32);
+        let slots = positions.iter().enumerate().map(|(row, p)| {
+            let block =
+                if row < other { table[blocks] } else { table[*p as usize / size as usize] };
+            u64::from(block.0) * size + u64::from(*p) % size
+        });
+        let mut seqs = Vec::new();
+        if other > 0 {
+            seqs.push(SeqInput {
+                query_start: 0,
+                query_len: other,
+                context_len: 0,
+                block_table_start: blocks,
+                num_blocks: 1,
+            });
+        }
+        seqs.push(SeqInput {
+            query_start: other,
+            query_len: len,
+            context_len: done,
+            block_table_start: 0,
+            num_blocks: (done + len).div_ceil(self.block_size),
+        });
+        let slots = vec![slots.collect()];
+        b.begin_step(&StepInput {
+            token_ids: &vec![TokenId(0); other + len],
+            positions: &positions,
+            seqs: &seqs,
+            block_tables: &[table.to_vec()],
+            slot_mapping: &slots,
+            block_copies: &[],
+        });
+        b.rope_write_kv(0, x, &RopeWrite { heads: self.heads, qk_norm: None, rope: None });
+        let spec =
+            Attention { heads: self.heads, scale: self.scale(), sliding_window: self.window };
+        b.paged_attention(0, x, &spec, out);
+        b.finish_step().unwrap();
+    }
+
+    fn exact(&self, position: usize) -> Vec<f64> {
+        let (h, qkv) = (self.heads, self.qkv());
+        let at = |p: usize, i: usize| f64::from(qkv[p * self.row() + i]);
+        let low = (position + 1).saturating_sub(self.window.unwrap_or(usize::MAX));
+        let mut out = Vec::new();
+        for head in 0..h.num_heads {
+            let kv = head / (h.num_heads / h.num_kv_heads);
+            let (k0, v0) =
+                ((h.num_heads + kv) * h.head_dim, (h.num_heads + h.num_kv_heads + kv) * h.head_dim);
+            let score = |p: usize| {
+                let products =
+                    (0..h.head_dim).map(|i| at(position, head * h.head_dim + i) * at(p, k0 + i));
+                products.sum::<f64>() * f64::from(self.scale())
+            };
+            let scores: Vec<f64> = (low..=position).map(score).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            out.extend((0..h.head_dim).map(|i| {
+                let terms = weights.iter().enumerate().map(|(j, w)| w * at(low + j, v0 + i));
+                terms.sum::<f64>() / sum
+            }));
+        }
+        out
+    }
+}
+
+const GQA: Heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 20 };
+
+#[test]
+fn attention_is_softmax_of_the_visible() {
+    for isa in paths() {
+        for compute in [ComputeType::F32, ComputeType::Bf16] {
+            for (block_size, window, heads) in [
+                (8, None, GQA),
+                (16, Some(40), GQA),
+                (24, None, GQA),
+                (32, Some(300), Heads { num_heads: 2, num_kv_heads: 2, head_dim: 64 }),
+                (16, None, Heads { num_heads: 40, num_kv_heads: 1, head_dim: 16 }),
+            ] {
+                let total = 600;
+                let case = Case { heads, compute, isa, block_size, window, total, threads: 2 };
+                let got = case.run(&[200, 1, 399], false);
+                let width = heads.q_width();
+                for position in [0, 1, 15, 39, 40, 200, 255, 256, 300, 511, 512, 599] {
+                    let want = case.exact(position);
+                    for (i, want) in want.iter().enumerate() {
+                        let got = f64::from(got[position * width + i]);
+                        let what = format!("{isa:?} {compute:?} {block_size} {window:?}");
+                        assert!((got - want).abs() < 2e-6, "{what} {position}: {got} {want}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_batches_and_threads_do_not_change_a_bit() {
+    for isa in paths() {
+        for compute in [ComputeType::F32, ComputeType::Bf16] {
+            for (block_size, window) in [(16, None), (8, Some(290)), (16, Some(17))] {
+                let case = |threads| Case {
+                    heads: GQA,
+                    compute,
+                    isa,
+                    block_size,
+                    window,
+                    total: 700,
+                    threads,
+                };
+                let whole = bits(&case(1).run(&[700], false));
+                let mut steps = vec![1; 30];
+                steps.splice(0..0, [500, 7, 33, 130]);
+                for threads in 1..=3 {
+                    let what = format!("{isa:?} {compute:?} {block_size} {window:?} {threads}");
+                    assert!(whole == bits(&case(threads).run(&steps, false)), "chunks {what}");
+                    assert!(whole == bits(&case(threads).run(&[699, 1], true)), "batch {what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn block_copies_come_first() {
+    let case = Case {
+        heads: GQA,
+        compute: ComputeType::Bf16,
+        isa: CpuIsa::Portable,
+        block_size: 16,
+        window: None,
+        total: 17,
+        threads: 2,
+    };
+    let want = case.run(&[16, 1], false);
+    let mut b = backend(case.compute, case.isa, 2);
+    let (x, out) = (b.activation(case.row()), b.activation(case.heads.q_width()));
+    allocate(&mut b, 16, case.heads, (16, 8));
+    let qkv = case.qkv();
+    write(&b, x, &qkv[..16 * case.row()]);
+    case.step(&mut b, (x, out), &[3, 4, 7].map(BlockId), (0, 16, 0));
+    write(&b, x, &qkv[16 * case.row()..]);
+    let seq = SeqInput {
+        query_start: 0,
+        query_len: 1,
+        context_len: 16,
+        block_table_start: 0,
+        num_blocks: 2,
+    };
+    b.begin_step(&StepInput {
+        token_ids: &[TokenId(0)],
+        positions: &[16],
+        seqs: &[seq],
+        block_tables: &[vec![BlockId(5), BlockId(6)]],
+        slot_mapping: &[vec![6 * 16]],
+        block_copies: &[crate::ids::BlockCopy { source: BlockId(3), destination: BlockId(5) }],
+    });
+    b.rope_write_kv(0, x, &RopeWrite { heads: case.heads, qk_norm: None, rope: None });
+    let spec = Attention { heads: case.heads, scale: case.scale(), sliding_window: None };
+    b.paged_attention(0, x, &spec, out);
+    b.finish_step().unwrap();
+    assert_eq!(bits(&read(&b, out, 1)), bits(&want[16 * case.heads.q_width()..]));
+}
