@@ -321,6 +321,7 @@ impl Shared {
 
     /// The engine has loaded.
     pub(crate) fn set_ready(&self, info: Value) {
+        tracing::info!("ready: {info}");
         let mut status = self.lock_status();
         if status.state == EngineState::Loading {
             status.state = EngineState::Ready;
@@ -373,6 +374,7 @@ impl Shared {
             queue.close();
         }
         drop(queues);
+        tracing::info!("closed");
         self.lock_status().exited = true;
         self.changed.notify_all();
     }

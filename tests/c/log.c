@@ -41,8 +41,7 @@ int main(int argc, char **argv) {
   sink->level = VRUST_LOG_TRACE;
   CHECK_OK(vrust_log_set(VRUST_LOG_TRACE, receive, sink, &err));
   run(model);
-  CHECK(sink->records == 0 || sink->nested == VRUST_ERROR_INVALID_ARGUMENT);
-  printf("%d records\n", (int)sink->records);
+  CHECK(sink->records >= 2 && sink->nested == VRUST_ERROR_INVALID_ARGUMENT);
   sink->level = VRUST_LOG_ERROR;
   CHECK_OK(vrust_log_set(VRUST_LOG_ERROR, receive, sink, &err));
   run(model);
