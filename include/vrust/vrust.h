@@ -282,8 +282,9 @@ typedef int32_t VrustStatus;
 
 /// Receives one record: its level, where it comes from and what it says. Neither string is
 /// NUL-terminated, and both end with the call. Runs on any thread of the library or of the host's
-/// that is inside a call, one or several at a time: it must not block, and it must not call
-/// vrust_log_set.
+/// that is inside a call, one or several at a time: it must not block, and it may not
+/// call vrust_log_set, vrust_engine_wait_ready, vrust_engine_shutdown or vrust_engine_destroy
+/// (VRUST_ERROR_INVALID_ARGUMENT).
 typedef void (*VrustLogCallback)(void *user_data,
                                  uint32_t level,
                                  const char *target,

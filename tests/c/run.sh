@@ -89,6 +89,7 @@ all() {
     if [ -f examples/demo-model/config.json ] && [ -z "${VRUST_TEST_MODEL:-}" ]; then
         model=examples/demo-model
         selected=(generate lifecycle tokenizer)
+        echo "on the demo model:"
         run gcc-c99 env
     fi
 }
