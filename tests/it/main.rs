@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "tests say what they measured or could not run")]
 
+mod backend_cpu;
 mod bad_checkpoints;
 mod engine_failures;
 mod engine_goldens;

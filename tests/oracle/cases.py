@@ -1,6 +1,6 @@
 """The table of golden cases: one tiny model configuration per architecture or storage form."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 VOCAB = 384
 PROMPT_LENGTHS = (1, 17, 40, 70)
@@ -39,6 +39,8 @@ class Case:
     """Writes a generation_config.json whose stop ids occur in the greedy tokens."""
     tokenizer: str | None = None
     """Tokenizer fixture whose files are copied in, so that text prompts can be tried."""
+    flat_attention: bool = False
+    """Frees the case from the floor for peaked attention."""
 
 
 def llama_config(**changes):
@@ -213,6 +215,9 @@ QWEN = Gains(embedding=0.003)
 GPT2 = Gains(embedding=0.008, query_key=1.8, bias=0.3)
 BF16 = {"torch_dtype": "bfloat16"}
 F16 = {"torch_dtype": "float16", "num_key_value_heads": 2}
+GENTLE = Gains(query_key=1.0, logits=1.0)
+"""For goldens in bfloat16: peaked weights magnify what any two orders of rounding differ by."""
+GENTLE_QWEN = replace(GENTLE, embedding=QWEN.embedding)
 WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
 
 CASES = (
@@ -225,6 +230,10 @@ CASES = (
     Case("qwen2-window", qwen2_config(**WINDOWED), 4, QWEN),
     Case("qwen3", qwen3_config(), 2, QWEN, tokenizer="tokenizer-chatml"),
     Case("qwen3-bf16", qwen3_config(**BF16), 1, QWEN, storage="bfloat16"),
+    Case("qwen3-bf16-gentle", qwen3_config(**BF16), 5, GENTLE_QWEN, storage="bfloat16",
+         flat_attention=True),
+    Case("llama-bf16-gentle", llama3_config(**BF16), 5, GENTLE, storage="bfloat16",
+         flat_attention=True),
     Case("gpt2", gpt2_config(), 4, GPT2, tokenizer="tokenizer-gpt2"),
     Case("gpt2-base", gpt2_config(), 4, GPT2, base_names=True),
     Case("mistral", mistral_config(), 0),

@@ -133,7 +133,7 @@ const NAME: &str = "KV cache";
 
 impl LayerKv {
     fn describe(g: &crate::backend::KvGroup, block_size: usize, compute: ComputeType) -> Self {
-        assert!(block_size % 8 == 0 && block_size > 0, "block_size {block_size}");
+        assert!(block_size.is_multiple_of(8) && block_size > 0, "block_size {block_size}");
         Self {
             k: std::ptr::null_mut(),
             v: std::ptr::null_mut(),

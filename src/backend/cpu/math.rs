@@ -35,7 +35,7 @@ pub(crate) fn silu<S: Simd16>(x: S) -> S {
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd16>(x: S) -> S {
     // 0.5 (1 + tanh u) = 1 / (1 + exp(-2u)).
-    const TWICE: f32 = 2.0 * 0.797_884_56;
+    const TWICE: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2;
     let cube = x.mul(x).mul(x);
     let inner = cube.mul_add(S::splat(0.044715), x).mul(S::splat(-TWICE));
     x.div(exp(inner).add(S::splat(1.0)))
@@ -50,7 +50,7 @@ pub(crate) fn gelu<S: Simd16>(x: S) -> S {
         0.170_872_77,
         -0.822_152_23,
         1.488_515_9,
-        -1.135_203_9,
+        -1.135_204,
         0.278_868_07,
         -0.186_288_06,
         0.096_784_18,

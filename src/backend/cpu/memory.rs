@@ -161,7 +161,7 @@ mod tests {
         for len in [0, 1, 1000, (MAP_FROM / 4) + 3, 5 << 20] {
             let mut buffer = Buffer::<f32>::zeroed(len, "test").unwrap();
             assert_eq!(buffer.len(), len);
-            assert!(len == 0 || buffer.as_ptr() as usize % ALIGN == 0);
+            assert!(len == 0 || (buffer.as_ptr() as usize).is_multiple_of(ALIGN));
             assert!(buffer.as_mut_slice().iter().all(|v| *v == 0.0));
             buffer.as_mut_slice().fill(1.0);
         }

@@ -171,30 +171,45 @@ impl Packed {
 
     /// Converts and scatters one row; threads write different rows, thus different elements.
     fn write_row(&self, row: usize, dtype: DType, source: &[u8]) {
-        let value16 = |i: usize| u16::from_le_bytes([source[2 * i], source[2 * i + 1]]);
-        let value32 = |i: usize| {
-            let bytes = &source[4 * i..4 * i + 4];
-            f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-        };
+        let half_at = |i: usize| u16::from_le_bytes([source[2 * i], source[2 * i + 1]]);
+        let single = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
         let value = |i: usize| match dtype {
-            DType::F32 => value32(i),
-            DType::F16 => half::f16::from_bits(value16(i)).to_f32(),
-            DType::Bf16 => bf16_value(value16(i)),
+            DType::F32 => single(&source[4 * i..4 * i + 4]),
+            DType::F16 => half::f16::from_bits(half_at(i)).to_f32(),
+            DType::Bf16 => bf16_value(half_at(i)),
         };
-        let bits_as_they_are = matches!(
-            (self.storage, dtype),
-            (Storage::Bf16Pairs | Storage::Bf16, DType::Bf16) | (Storage::F16, DType::F16)
-        );
-        for i in 0..self.k {
-            let at = self.index(row, i);
-            // SAFETY: `index` stays within the buffer, and no other thread has this row.
-            unsafe {
-                if self.storage == Storage::F32 {
-                    *self.data.as_ptr().cast::<f32>().add(at) = value(i);
-                } else if bits_as_they_are {
-                    *self.data.as_ptr().cast::<u16>().add(at) = value16(i);
-                } else {
-                    *self.data.as_ptr().cast::<u16>().add(at) = bf16_bits(value(i));
+        let first = self.index(row, 0);
+        // SAFETY: `index` stays within the buffer for i < k, steps along K are 16 elements (or
+        // pairs) apart, and no other thread has this row.
+        unsafe {
+            let singles = self.data.as_ptr().cast::<f32>();
+            let halves = self.data.as_ptr().cast::<u16>();
+            match (self.storage, dtype) {
+                // The usual case, pair by pair; an odd column at the end follows below.
+                (Storage::Bf16Pairs, DType::Bf16) => {
+                    let pairs = halves.add(first).cast::<[u16; 2]>();
+                    for (i, b) in source.chunks_exact(4).enumerate() {
+                        let pair = [[b[0], b[1]], [b[2], b[3]]].map(u16::from_le_bytes);
+                        *pairs.add(i * 16) = pair;
+                    }
+                    if self.k % 2 == 1 {
+                        *halves.add(self.index(row, self.k - 1)) = half_at(self.k - 1);
+                    }
+                }
+                (Storage::Bf16Pairs, _) => {
+                    for i in 0..self.k {
+                        *halves.add(self.index(row, i)) = bf16_bits(value(i));
+                    }
+                }
+                (Storage::F32, _) => {
+                    for i in 0..self.k {
+                        *singles.add(first + i * 16) = value(i);
+                    }
+                }
+                (Storage::F16 | Storage::Bf16, _) => {
+                    for (i, b) in source.chunks_exact(2).enumerate() {
+                        *halves.add(first + i * 16) = u16::from_le_bytes([b[0], b[1]]);
+                    }
                 }
             }
         }

@@ -26,6 +26,7 @@ pub(crate) struct Prompt {
 #[derive(Deserialize)]
 pub(crate) struct Bf16 {
     pub(crate) steps: Vec<Place>,
+    pub(crate) prompt_logprobs: Vec<Option<Place>>,
 }
 
 /// What was said at one place.

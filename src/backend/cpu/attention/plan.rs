@@ -74,47 +74,31 @@ impl Plan {
         let rows_of_tile = (TILE_VECTORS * kv_heads / self.heads.num_heads).max(1);
         self.items.clear();
         self.split.clear();
-        let total = self.tiles(seqs, rows_of_tile).map(|t| t.3.len()).sum::<usize>() * kv_heads;
+        let total =
+            tiles(seqs, rows_of_tile, self.window).map(|t| t.3.len()).sum::<usize>() * kv_heads;
         // Spans of one KV head that an item may have, so that no thread is left with one long one.
         let share = total.div_ceil(SHARES * threads).max(1);
         let mut used = 0;
-        for index in 0..seqs.len() {
-            let one = std::slice::from_ref(&seqs[index]);
-            for (_, first_row, rows, spans) in tiles(one, rows_of_tile, self.window) {
-                let floats = spans.len() * rows * self.heads.num_heads * partial_len(dim_padded);
-                let fits = used + floats <= room && self.split.len() < self.split.capacity();
-                let is_split = threads > 1 && spans.len() > share && fits;
-                let step = if is_split { share } else { spans.len().max(1) };
-                for start in spans.clone().step_by(step) {
-                    self.items.push(Item {
-                        seq: index,
-                        first_row,
-                        rows,
-                        spans: start..(start + step).min(spans.end),
-                        partials: is_split.then_some(used),
-                        first_span: spans.start,
-                    });
-                }
-                if is_split {
-                    self.split.push(SplitTile {
-                        seq: index,
-                        first_row,
-                        rows,
-                        spans,
-                        partials: used,
-                    });
-                    used += floats;
-                }
+        for (seq, first_row, rows, spans) in tiles(seqs, rows_of_tile, self.window) {
+            let floats = spans.len() * rows * self.heads.num_heads * partial_len(dim_padded);
+            let fits = used + floats <= room && self.split.len() < self.split.capacity();
+            let is_split = threads > 1 && spans.len() > share && fits;
+            let step = if is_split { share } else { spans.len().max(1) };
+            for start in spans.clone().step_by(step) {
+                self.items.push(Item {
+                    seq,
+                    first_row,
+                    rows,
+                    spans: start..(start + step).min(spans.end),
+                    partials: is_split.then_some(used),
+                    first_span: spans.start,
+                });
+            }
+            if is_split {
+                self.split.push(SplitTile { seq, first_row, rows, spans, partials: used });
+                used += floats;
             }
         }
-    }
-
-    fn tiles<'a>(
-        &self,
-        seqs: &'a [SeqInput],
-        rows_of_tile: usize,
-    ) -> impl Iterator<Item = Tile> + 'a {
-        tiles(seqs, rows_of_tile, self.window)
     }
 }
 

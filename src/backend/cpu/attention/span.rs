@@ -1,5 +1,6 @@
 //! One span: scores, softmax and values of a tile of query vectors.
 #![allow(unsafe_code, reason = "kernels work through pointers")]
+#![allow(clippy::needless_range_loop, reason = "register tiles read best by their indices")]
 
 use super::{SPAN, Softmax, TILE_VECTORS};
 use crate::backend::cpu::kv::LayerKv;
@@ -132,7 +133,7 @@ unsafe fn scores_of<S: Simd16, E: Cached, const N: usize>(
     group: usize,
 ) {
     let size = t.kv.block_size;
-    let whole = size % 16 == 0;
+    let whole = size.is_multiple_of(16);
     let unit = if whole { 16 } else { 8 };
     // Lanes past the sequence's blocks read its last ones; they are masked later.
     let last = t.blocks.len() * size - unit;

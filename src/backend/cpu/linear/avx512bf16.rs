@@ -32,7 +32,8 @@ impl Panel for Dot {
     fn step(acc: Avx512, w: __m512i, b: __m512i) -> Avx512 {
         // SAFETY: __m512bh and __m512i are both 64 plain bytes.
         unsafe {
-            let (w, b) = (std::mem::transmute(w), std::mem::transmute(b));
+            let w = std::mem::transmute::<__m512i, __m512bh>(w);
+            let b = std::mem::transmute::<__m512i, __m512bh>(b);
             Avx512(_mm512_dpbf16_ps(acc.0, w, b))
         }
     }

@@ -152,7 +152,7 @@ fn rope_norms_and_turns_queries_and_keys() {
             b.rope_write_kv(0, qkv, &RopeWrite { heads, qk_norm, rope: Some(rope) });
             b.finish_step().unwrap();
             let got = read(&b, qkv, rows);
-            for row in 0..rows {
+            for (row, position) in positions.into_iter().enumerate() {
                 for head in 0..5 {
                     let at = (row * 5 + head) * dim;
                     let mut v: Vec<f64> =
@@ -166,7 +166,7 @@ fn rope_norms_and_turns_queries_and_keys() {
                     }
                     if head < 4 {
                         for i in 0..half as usize {
-                            let angle = f64::from(positions[row]) * inv_freq[i];
+                            let angle = f64::from(position) * inv_freq[i];
                             let (sin, cos) = (1.25 * angle.sin(), 1.25 * angle.cos());
                             let (x, y) = (v[i], v[i + half as usize]);
                             v[i] = x * cos - y * sin;

@@ -1,0 +1,170 @@
+//! How the backend's ops become descriptors: shapes asserted, pointers resolved, and the program
+//! handed to the pool.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::CpuBackend;
+use super::attention::plan::Plan;
+use super::linear::{ConvertArgs, InputForm};
+use super::norm::NormArgs;
+use super::pack::Storage;
+use super::program::{Context, Op};
+use crate::backend::{ActId, Attention, LinearId, StepInput, VectorId};
+
+impl CpuBackend {
+    pub(super) fn tokens(&self) -> usize {
+        self.input.token_ids.len()
+    }
+
+    /// An activation's rows.
+    pub(super) fn act(&self, id: ActId) -> (*mut f32, usize) {
+        let act = &self.acts[id.0 as usize];
+        let rows = act.rows.as_ref().expect("activations are allocated before a step begins");
+        (rows.as_ptr(), act.width)
+    }
+
+    /// A small parameter of `width` elements.
+    pub(super) fn param(&self, id: VectorId, width: usize) -> *const f32 {
+        let vector = &self.vectors[id.0 as usize];
+        assert_eq!(vector.len(), width, "width of vector {}", id.0);
+        vector.as_ptr()
+    }
+
+    pub(super) fn push_linear(
+        &mut self,
+        weight: LinearId,
+        x: ActId,
+        out: (*mut f32, usize),
+        add: bool,
+    ) {
+        let (x, width) = self.act(x);
+        let rows = self.tokens();
+        self.push_linear_rows(weight, (x, width), rows, std::ptr::null(), out, add);
+    }
+
+    /// Linear over rows `0..rows`, or over the rows listed in `index`.
+    pub(super) fn push_linear_rows(
+        &mut self,
+        weight: LinearId,
+        (x, width): (*mut f32, usize),
+        rows: usize,
+        index: *const u32,
+        (out, ldo): (*mut f32, usize),
+        add: bool,
+    ) {
+        let packed = &self.linears[weight.0 as usize];
+        assert_eq!(width, packed.k, "input width of linear {}", weight.0);
+        assert_eq!(ldo, packed.n, "output width of linear {}", weight.0);
+        let form = match packed.storage {
+            Storage::Bf16Pairs if self.kernels.bf16_inputs => InputForm::Bf16,
+            Storage::Bf16Pairs => InputForm::RoundedF32,
+            _ => InputForm::F32,
+        };
+        let mut args = packed.args();
+        (args.rows, args.out, args.ldo, args.add) = (rows, out, ldo, add);
+        (args.x, args.ldx) = (x.cast::<u8>().cast_const(), width);
+        let mut convert = None;
+        if form != InputForm::F32 || !index.is_null() {
+            let target = self.workspace.inputs.as_ptr().cast::<u8>();
+            (args.x, args.ldx) = (target, width.next_multiple_of(32));
+            convert = Some(ConvertArgs { x, width, rows: index, out: target, ldo: args.ldx, form });
+        }
+        let kernel = self.kernels.linear[packed.storage as usize];
+        self.push(Op::Linear { convert, kernel, args });
+    }
+
+    pub(super) fn push_norm(
+        &mut self,
+        x: ActId,
+        weight: VectorId,
+        bias: Option<VectorId>,
+        eps: f32,
+        out: ActId,
+    ) {
+        let ((x, width), (out, out_width)) = (self.act(x), self.act(out));
+        assert_eq!(width, out_width, "width of a norm's output");
+        let bias = bias.map(|b| self.param(b, width));
+        let weight = self.param(weight, width);
+        let args = NormArgs { x, out, width, weight, bias: bias.unwrap_or(weight), eps };
+        self.push(if bias.is_some() { Op::LayerNorm(args) } else { Op::RmsNorm(args) });
+    }
+
+    pub(super) fn push(&mut self, op: Op) {
+        self.ops.push(op);
+        if self.cursors.len() < self.ops.len() {
+            self.cursors.push(AtomicUsize::new(0));
+        }
+    }
+
+    /// The step's plan for this kind of attention, made when first asked for.
+    pub(super) fn plan(&mut self, spec: &Attention, window: usize, dim_padded: usize) -> usize {
+        let threads = self.pool.threads();
+        let tokens = self.limits.map_or(0, |l| l.max_tokens);
+        if let Some(i) =
+            self.plans[..self.planned].iter().position(|p| p.serves(spec.heads, window))
+        {
+            return i;
+        }
+        let at = self.planned;
+        if let Some(i) = self.plans[at..].iter().position(|p| p.serves(spec.heads, window)) {
+            self.plans.swap(at, at + i);
+        } else {
+            let plan = Plan::new(spec.heads, window, tokens, threads);
+            let plan = plan.expect("ids of the work of one step fit in memory");
+            self.plans.insert(at, plan);
+        }
+        let room = self.workspace.partials.len();
+        self.plans[at].make(&self.input.seqs, threads, dim_padded, room);
+        self.planned += 1;
+        at
+    }
+
+    /// Runs what was described, if anything.
+    pub(super) fn run_program(&mut self) {
+        if self.ops.is_empty() {
+            return;
+        }
+        for cursor in &self.cursors {
+            cursor.store(0, Ordering::Relaxed);
+        }
+        // The barrier is shared with the pool, which is borrowed to run.
+        let barrier = self.pool.barrier();
+        let context = Context {
+            kernels: &self.kernels,
+            ops: &self.ops,
+            cursors: &self.cursors,
+            tables: &self.linears,
+            input: &self.input,
+            plans: &self.plans,
+            kv: &self.kv,
+            workspace: &self.workspace,
+            barrier: &barrier,
+            threads: self.pool.threads(),
+            failed: &AtomicBool::new(false),
+        };
+        let run = std::panic::AssertUnwindSafe(|| self.pool.run(&|thread| context.run(thread)));
+        let result = std::panic::catch_unwind(run);
+        self.ops.clear();
+        if let Err(payload) = result {
+            std::panic::resume_unwind(payload);
+        }
+    }
+
+    /// Asserts that the step keeps within the limits and within the cache.
+    pub(super) fn check_input(&self, input: &StepInput<'_>) {
+        let limits = self.limits.expect("a backend is allocated before its first step");
+        assert!(input.token_ids.len() <= limits.max_tokens, "more tokens than max_tokens");
+        assert!(input.seqs.len() <= limits.max_seqs, "more sequences than max_seqs");
+        for seq in input.seqs {
+            assert!(seq.query_start + seq.query_len <= input.token_ids.len(), "rows of a sequence");
+        }
+        for table in input.block_tables {
+            assert!(table.len() <= limits.max_block_table, "longer than max_block_table");
+            assert!(table.iter().all(|b| b.index() < self.kv.num_blocks()), "block out of range");
+        }
+        for slots in input.slot_mapping {
+            let end = (self.kv.num_blocks() * self.kv.block_size()) as u64;
+            assert!(slots.iter().all(|slot| *slot < end), "slot out of range");
+        }
+    }
+}
