@@ -157,7 +157,8 @@ install() {
 
     # The tree may be moved: config and .pc find everything from where they lie.
     mv "$prefix" "$moved"
-    consumer "$root/package" "find_package(vrust 0.1 CONFIG REQUIRED)" -Dvrust_DIR="$moved/lib/multi/cmake/vrust"
+    consumer "$root/package" "find_package(vrust 0.1 CONFIG REQUIRED)" \
+        -Dvrust_DIR="$moved/lib/multi/cmake/vrust"
     echo "find_package                 ok"
     consumer "$root/subdirectory" "add_subdirectory($PWD vrust)" \
         -DVRUST_CARGO_TARGET_DIR="$cargo_dir"
