@@ -9,6 +9,7 @@ mod engine_goldens;
 mod engine_requests;
 mod engine_support;
 mod engine_traffic;
+mod fuzz;
 mod goldens;
 mod header;
 mod licences;
