@@ -193,7 +193,7 @@ static void load(Demo *demo, const char *model) {
   VrustStatus status;
 
   vrust_engine_options_init(&options, sizeof options);
-  options.model = (const uint8_t *)model;
+  options.model = model;
   options.model_len = strlen(model);
   check(vrust_engine_create(&options, &demo->engine, &err), err);
   check(vrust_engine_default_queue(demo->engine, &demo->queue, &err), err);
@@ -287,7 +287,7 @@ static int has_chat_template(const Demo *demo) {
   VrustError *err = NULL;
   VrustStatus status;
   check(vrust_engine_tokenizer(demo->engine, &tokenizer, &err), err);
-  status = vrust_chat_render(tokenizer, (const uint8_t *)HELLO, sizeof HELLO - 1, NULL, 0, NULL, 0,
+  status = vrust_chat_render(tokenizer, HELLO, sizeof HELLO - 1, NULL, 0, NULL, 0,
                              VRUST_CHAT_GENERATION_PROMPT, &text, NULL);
   vrust_bytes_destroy(text);
   vrust_tokenizer_destroy(tokenizer);

@@ -22,7 +22,7 @@ int main(int argc, char **argv) {
   int done = 0;
 
   vrust_engine_options_init(&options, sizeof options);
-  options.model = (const uint8_t *)model;
+  options.model = model;
   options.model_len = strlen(model);
   if (!check(vrust_engine_create(&options, &engine, &err), err)) return 1;
   if (!check(vrust_engine_default_queue(engine, &queue, &err), err)) return 1;

@@ -5,7 +5,7 @@
  *
  *   VrustEngineOptions options;
  *   vrust_engine_options_init(&options, sizeof options);
- *   options.model = (const uint8_t *)"model";
+ *   options.model = "model";
  *   options.model_len = 5;
  *   vrust_engine_create(&options, &engine, &err);
  *   vrust_engine_default_queue(engine, &queue, &err);
@@ -300,22 +300,22 @@ typedef struct VrustEngineOptions {
   /// VRUST_ABI_VERSION of the program's header. Set by the init function.
   uint32_t abi_version;
   /// Model folder, in Hugging Face's layout. Required.
-  const uint8_t *model;
+  const char *model;
   /// Bytes of `model`.
   size_t model_len;
   /// Tokenizer folder; the model folder when absent.
-  const uint8_t *tokenizer;
+  const char *tokenizer;
   /// Bytes of `tokenizer`.
   size_t tokenizer_len;
   /// Jinja chat template to use instead of the checkpoint's.
-  const uint8_t *chat_template;
+  const char *chat_template;
   /// Bytes of `chat_template`.
   size_t chat_template_len;
   /// JSON object of rarer options: num_kv_blocks, cpu_isa ("avx512_bf16", "avx512", "avx2",
   /// "portable"), cpu_pin_threads, poison_free_blocks, shuffle_blocks, check_integrity.
   /// Options of vLLM that this version lacks, such as swap_space, are
   /// VRUST_ERROR_UNSUPPORTED unless their value asks for nothing; an unknown key is an error.
-  const uint8_t *extra_json;
+  const char *extra_json;
   /// Bytes of `extra_json`.
   size_t extra_json_len;
   /// Bytes of the KV cache; 0: the smaller of 4 GiB and a quarter of what the process may use.
@@ -453,7 +453,7 @@ typedef struct VrustRequest {
   /// VRUST_REQUEST_* flags.
   uint32_t flags;
   /// Stop strings: a JSON string or array of up to 4 strings.
-  const uint8_t *stop_json;
+  const char *stop_json;
   /// Bytes of `stop_json`.
   size_t stop_json_len;
   /// Token ids that end a choice.
@@ -461,12 +461,12 @@ typedef struct VrustRequest {
   /// Number of `stop_token_ids`.
   size_t num_stop_token_ids;
   /// Only requests with an equal salt share cached blocks; 1 to 128 bytes, or absent.
-  const uint8_t *cache_salt;
+  const char *cache_salt;
   /// Bytes of `cache_salt`.
   size_t cache_salt_len;
   /// JSON object of any further field that `vrust_submit_json` knows, such as logit_bias,
   /// allowed_token_ids or bad_words. Applied last.
-  const uint8_t *extra_json;
+  const char *extra_json;
   /// Bytes of `extra_json`.
   size_t extra_json_len;
   /// The request ends with VRUST_FINISH_DEADLINE this long after it was submitted; 0: never.
@@ -836,7 +836,7 @@ VrustStatus vrust_submit(const struct VrustEngine *engine,
 /// Any thread. Errors as `vrust_submit`.
 VrustStatus vrust_submit_json(const struct VrustEngine *engine,
                               const struct VrustQueue *queue,
-                              const uint8_t *json,
+                              const char *json,
                               size_t json_len,
                               uint64_t user_data,
                               uint64_t *id_out,
@@ -854,7 +854,7 @@ VrustStatus vrust_abort_all(const struct VrustEngine *engine, struct VrustError 
 /// Opens the tokenizer and the chat template of a model folder. Needs no engine and no weights.
 ///
 /// Any thread. VRUST_ERROR_NOT_FOUND, VRUST_ERROR_IO or VRUST_ERROR_TOKENIZER for the folder.
-VrustStatus vrust_tokenizer_open(const uint8_t *path,
+VrustStatus vrust_tokenizer_open(const char *path,
                                  size_t path_len,
                                  struct VrustTokenizer **tokenizer_out,
                                  struct VrustError **err);
@@ -871,7 +871,7 @@ VrustStatus vrust_engine_tokenizer(const struct VrustEngine *engine,
 /// `capacity`; VRUST_ERROR_BUFFER_TOO_SMALL when that is too little, with the number it needs.
 /// `flags`: VRUST_ENCODE_*. Any thread.
 VrustStatus vrust_tokenizer_encode(const struct VrustTokenizer *tokenizer,
-                                   const uint8_t *text,
+                                   const char *text,
                                    size_t text_len,
                                    uint32_t flags,
                                    uint32_t *ids,
@@ -886,7 +886,7 @@ VrustStatus vrust_tokenizer_decode(const struct VrustTokenizer *tokenizer,
                                    const uint32_t *ids,
                                    size_t n_ids,
                                    uint32_t flags,
-                                   uint8_t *text,
+                                   char *text,
                                    size_t capacity,
                                    size_t *text_len,
                                    struct VrustError **err);
@@ -910,11 +910,11 @@ VrustStatus vrust_tokenizer_destroy(struct VrustTokenizer *tokenizer);
 ///
 /// Any thread. VRUST_ERROR_TEMPLATE when there is no template or it raises an error.
 VrustStatus vrust_chat_render(const struct VrustTokenizer *tokenizer,
-                              const uint8_t *messages_json,
+                              const char *messages_json,
                               size_t messages_json_len,
-                              const uint8_t *tools_json,
+                              const char *tools_json,
                               size_t tools_json_len,
-                              const uint8_t *kwargs_json,
+                              const char *kwargs_json,
                               size_t kwargs_json_len,
                               uint32_t flags,
                               struct VrustBytes **text_out,

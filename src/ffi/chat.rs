@@ -1,6 +1,7 @@
 //! Rendering a chat to the prompt that the model sees.
 
 use serde_json::Value;
+use std::ffi::c_char;
 
 use super::boundary::boundary;
 use super::bytes::{self, VrustBytes};
@@ -27,11 +28,11 @@ pub const VRUST_CHAT_CONTINUE_FINAL: u32 = 2;
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vrust_chat_render(
     tokenizer: *const VrustTokenizer,
-    messages_json: *const u8,
+    messages_json: *const c_char,
     messages_json_len: usize,
-    tools_json: *const u8,
+    tools_json: *const c_char,
     tools_json_len: usize,
-    kwargs_json: *const u8,
+    kwargs_json: *const c_char,
     kwargs_json_len: usize,
     flags: u32,
     text_out: *mut *mut VrustBytes,

@@ -1,6 +1,7 @@
 //! `VrustEngineOptions`: what an engine is made with.
 
 use serde_json::{Map, Value};
+use std::ffi::c_char;
 
 use super::input::{self, Versioned, flag, optional_text, owned, text, zeroed};
 use super::json;
@@ -40,22 +41,22 @@ pub struct VrustEngineOptions {
     /// VRUST_ABI_VERSION of the program's header. Set by the init function.
     pub abi_version: u32,
     /// Model folder, in Hugging Face's layout. Required.
-    pub model: *const u8,
+    pub model: *const c_char,
     /// Bytes of `model`.
     pub model_len: usize,
     /// Tokenizer folder; the model folder when absent.
-    pub tokenizer: *const u8,
+    pub tokenizer: *const c_char,
     /// Bytes of `tokenizer`.
     pub tokenizer_len: usize,
     /// Jinja chat template to use instead of the checkpoint's.
-    pub chat_template: *const u8,
+    pub chat_template: *const c_char,
     /// Bytes of `chat_template`.
     pub chat_template_len: usize,
     /// JSON object of rarer options: num_kv_blocks, cpu_isa ("avx512_bf16", "avx512", "avx2",
     /// "portable"), cpu_pin_threads, poison_free_blocks, shuffle_blocks, check_integrity.
     /// Options of vLLM that this version lacks, such as swap_space, are
     /// VRUST_ERROR_UNSUPPORTED unless their value asks for nothing; an unknown key is an error.
-    pub extra_json: *const u8,
+    pub extra_json: *const c_char,
     /// Bytes of `extra_json`.
     pub extra_json_len: usize,
     /// Bytes of the KV cache; 0: the smaller of 4 GiB and a quarter of what the process may use.
@@ -280,12 +281,16 @@ mod tests {
     use crate::ffi::input::read;
 
     fn options() -> VrustEngineOptions {
-        VrustEngineOptions { model: b"m".as_ptr(), model_len: 1, ..VrustEngineOptions::defaults() }
+        VrustEngineOptions {
+            model: b"m".as_ptr().cast(),
+            model_len: 1,
+            ..VrustEngineOptions::defaults()
+        }
     }
 
     fn with_extra(extra: &str) -> Result<EngineOptions> {
         let c = VrustEngineOptions {
-            extra_json: extra.as_ptr(),
+            extra_json: extra.as_ptr().cast(),
             extra_json_len: extra.len(),
             ..options()
         };

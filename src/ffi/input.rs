@@ -1,5 +1,6 @@
 //! From the host's pointers to checked values.
 
+use std::ffi::c_char;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::time::Duration;
@@ -33,9 +34,9 @@ impl<T> Out<T> {
 ///
 /// # Safety
 /// `data` is NULL, or `len` bytes are readable until the call returns.
-pub(super) unsafe fn text<'a>(data: *const u8, len: usize, name: &str) -> Result<&'a str> {
+pub(super) unsafe fn text<'a>(data: *const c_char, len: usize, name: &str) -> Result<&'a str> {
     // SAFETY: as this function's contract.
-    let bytes = unsafe { slice(data, len, name)? };
+    let bytes = unsafe { slice(data.cast::<u8>(), len, name)? };
     std::str::from_utf8(bytes).map_err(|e| {
         let at = e.valid_up_to();
         Error::invalid(name, format!("{name}: not UTF-8 at byte {at}")).with("offset", at)
@@ -47,7 +48,7 @@ pub(super) unsafe fn text<'a>(data: *const u8, len: usize, name: &str) -> Result
 /// # Safety
 /// As `text`.
 pub(super) unsafe fn optional_text<'a>(
-    data: *const u8,
+    data: *const c_char,
     len: usize,
     name: &str,
 ) -> Result<Option<&'a str>> {

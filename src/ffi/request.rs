@@ -1,5 +1,6 @@
 //! `VrustRequest`, and submitting and aborting requests.
 
+use std::ffi::c_char;
 use std::ffi::c_void;
 use std::time::Duration;
 
@@ -94,7 +95,7 @@ pub struct VrustRequest {
     /// VRUST_REQUEST_* flags.
     pub flags: u32,
     /// Stop strings: a JSON string or array of up to 4 strings.
-    pub stop_json: *const u8,
+    pub stop_json: *const c_char,
     /// Bytes of `stop_json`.
     pub stop_json_len: usize,
     /// Token ids that end a choice.
@@ -102,12 +103,12 @@ pub struct VrustRequest {
     /// Number of `stop_token_ids`.
     pub num_stop_token_ids: usize,
     /// Only requests with an equal salt share cached blocks; 1 to 128 bytes, or absent.
-    pub cache_salt: *const u8,
+    pub cache_salt: *const c_char,
     /// Bytes of `cache_salt`.
     pub cache_salt_len: usize,
     /// JSON object of any further field that `vrust_submit_json` knows, such as logit_bias,
     /// allowed_token_ids or bad_words. Applied last.
-    pub extra_json: *const u8,
+    pub extra_json: *const c_char,
     /// Bytes of `extra_json`.
     pub extra_json_len: usize,
     /// The request ends with VRUST_FINISH_DEADLINE this long after it was submitted; 0: never.
@@ -217,7 +218,7 @@ pub unsafe extern "C" fn vrust_submit(
 pub unsafe extern "C" fn vrust_submit_json(
     engine: *const VrustEngine,
     queue: *const VrustQueue,
-    json: *const u8,
+    json: *const c_char,
     json_len: usize,
     user_data: u64,
     id_out: *mut u64,
@@ -418,9 +419,9 @@ mod tests {
             top_p: 0.1,
             n: 2,
             flags: VRUST_REQUEST_NO_TEXT | VRUST_REQUEST_IGNORE_EOS,
-            stop_json: b"[\"a\"]".as_ptr(),
+            stop_json: b"[\"a\"]".as_ptr().cast(),
             stop_json_len: 5,
-            extra_json: extra.as_ptr(),
+            extra_json: extra.as_ptr().cast(),
             extra_json_len: extra.len(),
             ..text_request("hi")
         };

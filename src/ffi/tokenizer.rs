@@ -1,5 +1,6 @@
 //! `VrustTokenizer`: text to token ids and back, with or without an engine.
 
+use std::ffi::c_char;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ pub(super) struct TokenizerObject {
 /// Any thread. VRUST_ERROR_NOT_FOUND, VRUST_ERROR_IO or VRUST_ERROR_TOKENIZER for the folder.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vrust_tokenizer_open(
-    path: *const u8,
+    path: *const c_char,
     path_len: usize,
     tokenizer_out: *mut *mut VrustTokenizer,
     err: *mut *mut VrustError,
@@ -88,7 +89,7 @@ pub unsafe extern "C" fn vrust_engine_tokenizer(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vrust_tokenizer_encode(
     tokenizer: *const VrustTokenizer,
-    text: *const u8,
+    text: *const c_char,
     text_len: usize,
     flags: u32,
     ids: *mut u32,
@@ -121,7 +122,7 @@ pub unsafe extern "C" fn vrust_tokenizer_decode(
     ids: *const u32,
     n_ids: usize,
     flags: u32,
-    text: *mut u8,
+    text: *mut c_char,
     capacity: usize,
     text_len: *mut usize,
     err: *mut *mut VrustError,
@@ -135,7 +136,7 @@ pub unsafe extern "C" fn vrust_tokenizer_decode(
             let skip = only_bit(flags, VRUST_DECODE_SKIP_SPECIAL_TOKENS)?;
             let ids = token_ids(slice(ids, n_ids, "ids")?)?;
             let decoded = object.tokenizer.decode(&ids, skip)?;
-            fill(decoded.as_bytes(), text, capacity, len, "text")?;
+            fill(decoded.as_bytes(), text.cast::<u8>(), capacity, len, "text")?;
             Ok(VRUST_OK)
         })
     }

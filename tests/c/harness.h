@@ -93,7 +93,7 @@ static inline const char *model_folder(int argc, char **argv) {
   return from_environment != NULL ? from_environment : "tests/golden/llama3";
 }
 
-static inline const uint8_t *bytes_of(const char *text) { return (const uint8_t *)text; }
+static inline const char *bytes_of(const char *text) { return text; }
 
 static inline VrustEngineOptions engine_options(const char *model) {
   VrustEngineOptions options;

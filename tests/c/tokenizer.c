@@ -8,7 +8,7 @@ static void round_trip(VrustTokenizer *tokenizer) {
   for (t = 0; t < sizeof texts / sizeof texts[0]; t++) {
     const char *text = texts[t];
     uint32_t ids[128];
-    uint8_t out[256];
+    char out[256];
     size_t n = 0, len = 0, again = 0;
     CHECK_OK(vrust_tokenizer_encode(tokenizer, bytes_of(text), strlen(text), 0, ids, 128, &n,
                                     &err));
@@ -29,7 +29,8 @@ static void round_trip(VrustTokenizer *tokenizer) {
     CHECK_STATUS(VRUST_ERROR_BUFFER_TOO_SMALL,
                  vrust_tokenizer_decode(tokenizer, ids, n, 0, NULL, 0, &again, &err));
     CHECK(again >= strlen(text));
-    CHECK_OK(vrust_tokenizer_token_bytes(tokenizer, ids[0], out, sizeof out, &len, &err));
+    CHECK_OK(vrust_tokenizer_token_bytes(tokenizer, ids[0], (uint8_t *)out, sizeof out, &len,
+                                         &err));
     CHECK(len > 0);
   }
 }
@@ -37,7 +38,7 @@ static void round_trip(VrustTokenizer *tokenizer) {
 static void bad_arguments(VrustTokenizer *tokenizer, const char *model) {
   VrustTokenizer *none = NULL;
   uint32_t ids[8];
-  uint8_t out[8];
+  char out[8];
   size_t n = 0;
   CHECK_STATUS(VRUST_ERROR_INVALID_ARGUMENT, vrust_tokenizer_open(NULL, 0, &none, &err));
   CHECK_STATUS(VRUST_ERROR_INVALID_ARGUMENT,
@@ -54,7 +55,7 @@ static void bad_arguments(VrustTokenizer *tokenizer, const char *model) {
   ids[0] = 4000000000u;
   CHECK(vrust_tokenizer_decode(tokenizer, ids, 1, 0, out, 8, &n, NULL) < 0);
   CHECK_STATUS(VRUST_ERROR_NOT_FOUND,
-               vrust_tokenizer_token_bytes(tokenizer, 4000000000u, out, 8, &n, &err));
+               vrust_tokenizer_token_bytes(tokenizer, 4000000000u, (uint8_t *)out, 8, &n, &err));
 }
 
 static VrustStatus render(VrustTokenizer *tokenizer, const char *messages, const char *tools,
