@@ -6,6 +6,8 @@ mod backend_cpu;
 mod bad_checkpoints;
 mod engine_failures;
 mod engine_goldens;
+mod engine_limits;
+mod engine_prefix_cache;
 mod engine_requests;
 mod engine_support;
 mod engine_traffic;
