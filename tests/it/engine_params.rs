@@ -157,9 +157,9 @@ fn frequency_and_presence_penalties_count_the_output_alone() {
         let choice = outcome.only();
         for (i, record) in choice.logprobs.iter().enumerate() {
             let mut row = row(record);
-            for token in 0..VOCAB {
+            for (token, x) in row.iter_mut().enumerate() {
                 let count = choice.tokens[..i].iter().filter(|t| **t as usize == token).count();
-                row[token] -= frequency * count as f32 + presence * f32::from(count > 0);
+                *x -= frequency * count as f32 + presence * f32::from(count > 0);
             }
             let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let got = row[choice.tokens[i] as usize];
