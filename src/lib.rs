@@ -1,5 +1,4 @@
-//! vrust: an LLM serving engine as a library.
-
+#![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
 pub mod backend;

@@ -20,6 +20,12 @@ if [ "${1:-build}" = test ]; then
     need gcc gcc
     need g++ g++
     need clang clang
+    # Clang's sanitizers come in a package of their own.
+    version=$(clang -dumpversion 2>/dev/null | cut -d. -f1 || true)
+    if ! echo 'int main(void){return 0;}' | clang -fsanitize=address -x c - -o /dev/null 2>/dev/null
+    then
+        missing+=("libclang-rt-${version:-14}-dev")
+    fi
     need cmake cmake
     need valgrind valgrind
     need nm binutils

@@ -38,9 +38,9 @@
  *   must not be NULL unless said. Arrays of uint32_t are aligned.
  *
  * Structs. Each options struct begins with its own size and the ABI version it was compiled for;
- *   its init function, given sizeof, sets both and all defaults. A library that is newer than the
- *   program knows the program's struct is shorter; one that is older refuses
- *   (VRUST_ERROR_ABI_MISMATCH) only what sets a field that it does not know.
+ *   its init function, given sizeof, sets both and all defaults. A library newer than the program
+ *   sees that the struct is shorter and takes defaults for the rest. An older library refuses a
+ *   newer abi_version, and a set field that it does not know, with VRUST_ERROR_ABI_MISMATCH.
  *
  * Memory. The caller destroys what a call hands out through a handle; nothing is freed with free().
  *   Every allocation whose size comes from input or options may fail with
@@ -282,8 +282,9 @@ typedef int32_t VrustStatus;
 
 /// Receives one record: its level, where it comes from and what it says. Neither string is
 /// NUL-terminated, and both end with the call. Runs on any thread of the library or of the host's
-/// that is inside a call, one or several at a time: it must not block, and it must not call
-/// vrust_log_set.
+/// that is inside a call, one or several at a time: it must not block, and it may not
+/// call vrust_log_set, vrust_engine_wait_ready, vrust_engine_shutdown or vrust_engine_destroy
+/// (VRUST_ERROR_INVALID_ARGUMENT).
 typedef void (*VrustLogCallback)(void *user_data,
                                  uint32_t level,
                                  const char *target,

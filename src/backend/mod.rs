@@ -1,10 +1,10 @@
 //! The backend: about fifteen coarse ops on tensors, and nothing of llama, sequences or text.
 //!
 //! ```text
-//!  load:  pack_linear · vector · rope_table · activation · allocate_kv        (may fail, may allocate)
-//!  step:  begin_step ─► embed ─► [norm ─► linear ─► rope_write_kv ─► paged_attention ─► ...] ─► logits
-//!                                                                                              │
-//!                                   map_logits / finish_step   ◄── the only synchronisation ───┘
+//!  load:  pack_linear · vector · rope_table · activation · allocate    (may fail, may allocate)
+//!  step:  begin_step ─► embed ─► [norm ─► linear ─► rope_write_kv ─► attention ─► ...] ─► logits
+//!                                                                                          │
+//!                            map_logits / finish_step   ◄── the only synchronisation ──────┘
 //! ```
 //!
 //! Inside a step an op only *describes* work: it does not allocate, synchronise or read back, so
@@ -53,6 +53,28 @@ impl DType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// Widens little-endian elements to f32; `raw` holds `out.len()` of them.
+    pub fn widen(self, raw: &[u8], out: &mut [f32]) {
+        assert_eq!(raw.len(), out.len() * self.size(), "raw holds exactly the elements of out");
+        match self {
+            Self::F32 => {
+                for (o, b) in out.iter_mut().zip(raw.as_chunks::<4>().0) {
+                    *o = f32::from_le_bytes(*b);
+                }
+            }
+            Self::F16 => {
+                for (o, b) in out.iter_mut().zip(raw.as_chunks::<2>().0) {
+                    *o = half::f16::from_le_bytes(*b).to_f32();
+                }
+            }
+            Self::Bf16 => {
+                for (o, b) in out.iter_mut().zip(raw.as_chunks::<2>().0) {
+                    *o = half::bf16::from_le_bytes(*b).to_f32();
+                }
+            }
         }
     }
 }

@@ -187,7 +187,10 @@ fn parts_are_joined_unless_the_template_loops_over_them() {
 #[test]
 fn tool_arguments_become_objects() {
     let source = "{{ messages[0].tool_calls[0].function.arguments|tojson }}";
-    let call = |arguments: Value| json!([{"role": "assistant", "tool_calls": [{"function": {"arguments": arguments}}]}]);
+    let call = |arguments: Value| {
+        let call = json!({"function": {"arguments": arguments}});
+        json!([{"role": "assistant", "tool_calls": [call]}])
+    };
     for (arguments, expected) in [
         (json!("{\"b\": 1, \"a\": \"é\"}"), "{\"b\": 1, \"a\": \"é\"}"),
         (json!({"x": [1]}), "{\"x\": [1]}"),

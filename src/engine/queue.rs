@@ -1,7 +1,7 @@
 //! `EventQueue`: events on their way to one consumer.
 //!
 //! ```text
-//!  worker ──publish (once a step)──►  [ Delta r1.0 ][ Finished r2.0 ][ Delta r3.1 ]  ──poll──► host
+//!  worker ──publish (once a step)──►  [Delta r1.0][Finished r2.0][Delta r3.1] ──poll──► host
 //!                                        ▲ an undrained delta of the same choice is extended
 //! ```
 //!

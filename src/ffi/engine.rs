@@ -8,6 +8,7 @@ use super::engine_options::{self, VrustEngineOptions};
 use super::error::VrustError;
 use super::handle::{Kind, Table};
 use super::input::{self, Out};
+use super::log;
 use super::status::{VRUST_OK, VRUST_TIMEOUT, VrustStatus};
 use crate::engine::{Engine, EngineState, ShutdownMode};
 use crate::error::{Error, Result};
@@ -72,6 +73,7 @@ pub unsafe extern "C" fn vrust_engine_wait_ready(
     // SAFETY: `err` is NULL or writable (header, "Errors").
     unsafe {
         boundary(err, || {
+            log::check_not_in_callback("vrust_engine_wait_ready")?;
             let ready = ENGINES.get(engine, "engine")?.wait_ready(input::timeout(timeout_ms)?)?;
             Ok(if ready { VRUST_OK } else { VRUST_TIMEOUT })
         })
@@ -137,6 +139,7 @@ pub unsafe extern "C" fn vrust_engine_shutdown(
     unsafe {
         boundary(err, || {
             let engine = ENGINES.get(engine, "engine")?;
+            log::check_not_in_callback("vrust_engine_shutdown")?;
             let ended = engine.shutdown(shutdown_mode(mode)?, input::timeout(timeout_ms)?)?;
             Ok(if ended { VRUST_OK } else { VRUST_TIMEOUT })
         })
@@ -149,7 +152,8 @@ pub unsafe extern "C" fn vrust_engine_shutdown(
 /// VRUST_CLOSED. NULL is fine. Any thread, at any time; not from the log callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vrust_engine_destroy(engine: *mut VrustEngine) -> VrustStatus {
-    destroy(engine, || match ENGINES.remove(engine) {
+    let may_wait = || log::check_not_in_callback("vrust_engine_destroy").is_ok();
+    destroy(engine, || match may_wait().then(|| ENGINES.remove(engine)).flatten() {
         Some(engine) => {
             // Calls of other threads return soon once it is down. It cannot fail without a limit.
             let _ = engine.shutdown(ShutdownMode::Abort, None);

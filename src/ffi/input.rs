@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::version::VRUST_ABI_VERSION;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::TokenId;
 
 /// Largest `struct_size` that can be meant: an uninitialised one should not send us reading.
 const MAX_STRUCT_SIZE: usize = 4096;
@@ -79,6 +80,14 @@ pub(super) fn owned(text: &str) -> Result<String> {
     let mut copy = String::new();
     copy.try_reserve_exact(text.len())?;
     copy.push_str(text);
+    Ok(copy)
+}
+
+/// The same of token ids.
+pub(super) fn token_ids(ids: &[u32]) -> Result<Vec<TokenId>> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(ids.len())?;
+    copy.extend(ids.iter().map(|&id| TokenId(id)));
     Ok(copy)
 }
 

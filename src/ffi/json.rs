@@ -5,7 +5,9 @@ use serde_json::{Map, Value};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest JSON text that is parsed. serde_json bounds the depth (128).
-const MAX_JSON_BYTES: usize = 64 << 20;
+const MAX_JSON_BYTES: usize = 16 << 20;
+/// Bytes of values that a byte of JSON can become: `1,` is a 32-byte value.
+const GROWTH: usize = 16;
 
 /// A key that this version knows of but has no use for, and the value that asks for nothing.
 pub(super) type Neutral = (&'static str, Ask);
@@ -44,6 +46,8 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Value> {
         let error = Error::invalid(name, message);
         return Err(error.with("limit", MAX_JSON_BYTES).with("value", text.len()));
     }
+    // serde_json cannot fail softly: see first whether there is memory for what comes of it.
+    Vec::<u8>::new().try_reserve_exact(GROWTH * text.len())?;
     serde_json::from_str(text)
         .map_err(|e| Error::invalid(name, format!("{name}: not valid JSON: {e}")))
 }

@@ -31,8 +31,9 @@ pub const VRUST_LOG_TRACE: u32 = 5;
 
 /// Receives one record: its level, where it comes from and what it says. Neither string is
 /// NUL-terminated, and both end with the call. Runs on any thread of the library or of the host's
-/// that is inside a call, one or several at a time: it must not block, and it must not call
-/// vrust_log_set.
+/// that is inside a call, one or several at a time: it must not block, and it may not
+/// call vrust_log_set, vrust_engine_wait_ready, vrust_engine_shutdown or vrust_engine_destroy
+/// (VRUST_ERROR_INVALID_ARGUMENT).
 pub type VrustLogCallback = Option<
     unsafe extern "C" fn(
         user_data: *mut c_void,
@@ -91,11 +92,17 @@ thread_local! {
     static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
 }
 
-fn set(level: u32, sink: Option<Sink>) -> Result<()> {
-    if IN_CALLBACK.get() {
-        let message = "vrust_log_set: must not be called from inside the log callback";
+/// Refuses calls that wait for threads which may themselves wait for this callback's return.
+pub(super) fn check_not_in_callback(call: &str) -> Result<()> {
+    if IN_CALLBACK.try_with(Cell::get).unwrap_or(false) {
+        let message = format!("{call}: must not be called from inside the log callback");
         return Err(Error::new(ErrorKind::InvalidArgument, message));
     }
+    Ok(())
+}
+
+fn set(level: u32, sink: Option<Sink>) -> Result<()> {
+    check_not_in_callback("vrust_log_set")?;
     if sink.is_some() {
         static INSTALLED: OnceLock<bool> = OnceLock::new();
         let install = || tracing::subscriber::set_global_default(Forwarder).is_ok();

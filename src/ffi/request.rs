@@ -8,14 +8,14 @@ use serde_json::Value;
 use super::boundary::boundary;
 use super::engine::{ENGINES, VrustEngine};
 use super::error::VrustError;
-use super::input::{self, Out, Versioned, optional_text, owned, slice, text, zeroed};
+use super::input::{self, Out, Versioned, optional_text, owned, slice, text, token_ids, zeroed};
 use super::json;
 use super::queue::{self, VrustQueue};
 use super::request_json;
 use super::status::{VRUST_OK, VrustStatus};
 use super::version::VRUST_ABI_VERSION;
 use crate::error::{Error, Result};
-use crate::ids::{RequestId, TokenId};
+use crate::ids::RequestId;
 use crate::request::{Input, Request, SamplingParams};
 
 /// `input_kind`: text, which the tokenizer encodes.
@@ -391,13 +391,6 @@ fn set_flags(request: &mut Request, flags: u32) {
     params.skip_special_tokens = has(VRUST_REQUEST_KEEP_SPECIAL_TOKENS).then_some(false);
     params.spaces_between_special_tokens = has(VRUST_REQUEST_NO_SPECIAL_SPACES).then_some(false);
     params.detokenize = has(VRUST_REQUEST_NO_TEXT).then_some(false);
-}
-
-fn token_ids(ids: &[u32]) -> Result<Vec<TokenId>> {
-    let mut copy = Vec::new();
-    copy.try_reserve_exact(ids.len())?;
-    copy.extend(ids.iter().map(|&id| TokenId(id)));
-    Ok(copy)
 }
 
 #[cfg(test)]

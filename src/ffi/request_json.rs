@@ -228,7 +228,8 @@ mod tests {
     fn a_completion_request() {
         let json = r#"{"model":"m","prompt":[1,2],"max_tokens":5,"temperature":0.5,"top_k":-1,
             "stop":"x","logprobs":2,"logit_bias":{"7":-1.5},"seed":3,"echo":true,"user":"u",
-            "n":2,"best_of":2,"use_beam_search":false,"stream":true,"deadline_ms":50,"min_p":null}"#;
+            "n":2,"best_of":2,"use_beam_search":false,"stream":true,"deadline_ms":50,
+            "min_p":null}"#;
         let r = request(json).unwrap();
         assert_eq!(r.input, Input::Tokens(vec![TokenId(1), TokenId(2)]));
         assert_eq!((r.params.max_tokens, r.params.temperature), (Some(5), Some(0.5)));

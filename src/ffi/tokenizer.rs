@@ -7,7 +7,7 @@ use super::boundary::{boundary, destroy};
 use super::engine::{ENGINES, VrustEngine};
 use super::error::VrustError;
 use super::handle::{Kind, Table};
-use super::input::{Out, fill, slice, text};
+use super::input::{Out, fill, slice, text, token_ids};
 use super::status::{VRUST_OK, VrustStatus};
 use crate::chat::ChatTemplate;
 use crate::error::{Error, ErrorKind, Result};
@@ -133,8 +133,8 @@ pub unsafe extern "C" fn vrust_tokenizer_decode(
             let object = TOKENIZERS.get(tokenizer, "tokenizer")?;
             let len = Out::new(text_len, "text_len")?;
             let skip = only_bit(flags, VRUST_DECODE_SKIP_SPECIAL_TOKENS)?;
-            let ids = slice(ids, n_ids, "ids")?.iter().map(|&id| TokenId(id));
-            let decoded = object.tokenizer.decode(&ids.collect::<Vec<_>>(), skip)?;
+            let ids = token_ids(slice(ids, n_ids, "ids")?)?;
+            let decoded = object.tokenizer.decode(&ids, skip)?;
             fill(decoded.as_bytes(), text, capacity, len, "text")?;
             Ok(VRUST_OK)
         })

@@ -180,8 +180,8 @@ fn every_sample_has_the_models_labels_unescaped() {
     }
 }
 
-#[test]
-fn counts_are_exact_after_known_events() {
+/// Metrics after events whose counts the tests know.
+fn known_events() -> Metrics {
     let metrics = Metrics::new();
     metrics.describe(info());
     metrics.set_live_requests(1);
@@ -213,7 +213,12 @@ fn counts_are_exact_after_known_events() {
     metrics.record_inter_token(0.9, 9);
     metrics.record_finished(&finished());
     metrics.record_request_finished(1, 11);
+    metrics
+}
 
+#[test]
+fn the_snapshot_is_exact_after_known_events() {
+    let metrics = known_events();
     let stats = metrics.stats();
     assert_eq!((stats.live_requests, stats.rejected_queue_full), (1, 1));
     assert_eq!((stats.prompt_tokens, stats.prompt_tokens_cached), (40, 32));
@@ -221,7 +226,11 @@ fn counts_are_exact_after_known_events() {
     assert_eq!((stats.step_seconds, stats.last_step_seconds), (0.5, 0.25));
     assert_eq!((stats.finished_length, stats.finished_stop), (1, 0));
     assert_eq!((stats.kv_cache_usage, stats.kv_blocks_free), (0.25, 75));
+}
 
+#[test]
+fn the_page_is_exact_after_known_events() {
+    let metrics = known_events();
     let page = scrape(&metrics.prometheus());
     page.check_histograms();
     let values = [

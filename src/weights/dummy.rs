@@ -127,7 +127,6 @@ fn mix(mut x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::widen;
 
     #[test]
     fn dummy_rows_are_the_same_in_any_pieces() {
@@ -144,7 +143,7 @@ mod tests {
         let mut raw = vec![0; 64 * 1024 * 2];
         DummyRows::new(1, "w", DType::Bf16, 64, 1024).read_rows(0..64, &mut raw).unwrap();
         let mut values = vec![0.0; 64 * 1024];
-        widen(DType::Bf16, &raw, &mut values);
+        DType::Bf16.widen(&raw, &mut values);
         let mean = values.iter().sum::<f32>() / values.len() as f32;
         let variance = values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32;
         assert!(mean.abs() < 5e-4, "{mean}");

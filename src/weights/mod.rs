@@ -161,25 +161,3 @@ impl Weights {
         Ok(tensor)
     }
 }
-
-/// Widens little-endian elements to f32; `raw` holds `out.len()` of them.
-pub fn widen(dtype: DType, raw: &[u8], out: &mut [f32]) {
-    assert_eq!(raw.len(), out.len() * dtype.size(), "raw holds exactly the elements of out");
-    match dtype {
-        DType::F32 => {
-            for (o, b) in out.iter_mut().zip(raw.as_chunks::<4>().0) {
-                *o = f32::from_le_bytes(*b);
-            }
-        }
-        DType::F16 => {
-            for (o, b) in out.iter_mut().zip(raw.as_chunks::<2>().0) {
-                *o = half::f16::from_le_bytes(*b).to_f32();
-            }
-        }
-        DType::Bf16 => {
-            for (o, b) in out.iter_mut().zip(raw.as_chunks::<2>().0) {
-                *o = half::bf16::from_le_bytes(*b).to_f32();
-            }
-        }
-    }
-}

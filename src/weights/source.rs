@@ -8,7 +8,6 @@ use crate::error::Result;
 
 use super::checkpoint::Tensor;
 use super::json::format_error;
-use super::widen;
 
 /// A tensor `[rows, cols]` as it lies in the file; a vector is one row.
 pub struct TensorRows {
@@ -195,7 +194,7 @@ pub(super) fn read_vector(tensor: &Tensor) -> Result<Vec<f32>> {
     let mut values = Vec::new();
     values.try_reserve_exact(source.cols)?;
     values.resize(source.cols, 0.0);
-    widen(source.dtype, &raw, &mut values);
+    source.dtype.widen(&raw, &mut values);
     Ok(values)
 }
 
@@ -238,7 +237,7 @@ fn check_finite(tensor: &Tensor, dtype: DType, raw: &[u8], first: usize) -> Resu
     };
     let size = dtype.size();
     let mut value = [0.0];
-    widen(dtype, &raw[bad * size..(bad + 1) * size], &mut value);
+    dtype.widen(&raw[bad * size..(bad + 1) * size], &mut value);
     let message = format!("tensor {} has {} at {place}", tensor.name, value[0]);
     Err(format_error(tensor.file.path(), message)
         .with("tensor", tensor.name.as_str())
@@ -283,7 +282,7 @@ mod tests {
         let mut raw = vec![0; rows.len() * source.cols() * 4];
         source.read_rows(rows, &mut raw).unwrap();
         let mut values = vec![0.0; raw.len() / 4];
-        widen(DType::F32, &raw, &mut values);
+        DType::F32.widen(&raw, &mut values);
         values
     }
 

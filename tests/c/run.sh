@@ -51,10 +51,10 @@ run() {
     for test in "${selected[@]}"; do
         log="$out/$name/$test.log"
         # A forked child has the memory of threads that it does not have: no leak of ours.
-        local leaks=1
-        [ "$test" = fork ] && leaks=0
-        if ! ASAN_OPTIONS=detect_leaks=$leaks timeout 600 "$@" "$out/$name/$test" "$model" \
-            >"$log" 2>&1; then
+        local asan=detect_leaks=1 memcheck=--leak-check=full
+        [ "$test" = fork ] && asan=detect_leaks=0 memcheck=--leak-check=no
+        if ! ASAN_OPTIONS=$asan VALGRIND_OPTS=$memcheck timeout 600 "$@" \
+            "$out/$name/$test" "$model" >"$log" 2>&1; then
             echo "$name: $test FAILED"
             tail -n 40 "$log"
             exit 1
@@ -89,6 +89,7 @@ all() {
     if [ -f examples/demo-model/config.json ] && [ -z "${VRUST_TEST_MODEL:-}" ]; then
         model=examples/demo-model
         selected=(generate lifecycle tokenizer)
+        echo "on the demo model:"
         run gcc-c99 env
     fi
 }
@@ -113,8 +114,8 @@ sanitize() {
 valgrind_run() {
     export VRUST_TEST_UNDER_CHECKER=1
     build memcheck gcc -std=c99
-    run memcheck valgrind --quiet --leak-check=full --errors-for-leak-kinds=definite \
-        --error-exitcode=9 --fair-sched=try --trace-children=no
+    run memcheck valgrind --quiet --error-exitcode=9 --fair-sched=try \
+        --show-leak-kinds=definite --errors-for-leak-kinds=definite
 }
 
 # A consumer of an installed or embedded vrust.
@@ -156,7 +157,8 @@ install() {
 
     # The tree may be moved: config and .pc find everything from where they lie.
     mv "$prefix" "$moved"
-    consumer "$root/package" "find_package(vrust 0.1 CONFIG REQUIRED)" -Dvrust_DIR="$moved/lib/multi/cmake/vrust"
+    consumer "$root/package" "find_package(vrust 0.1 CONFIG REQUIRED)" \
+        -Dvrust_DIR="$moved/lib/multi/cmake/vrust"
     echo "find_package                 ok"
     consumer "$root/subdirectory" "add_subdirectory($PWD vrust)" \
         -DVRUST_CARGO_TARGET_DIR="$cargo_dir"

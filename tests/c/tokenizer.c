@@ -10,7 +10,8 @@ static void round_trip(VrustTokenizer *tokenizer) {
     uint32_t ids[128];
     uint8_t out[256];
     size_t n = 0, len = 0, again = 0;
-    CHECK_OK(vrust_tokenizer_encode(tokenizer, bytes_of(text), strlen(text), 0, ids, 128, &n, &err));
+    CHECK_OK(vrust_tokenizer_encode(tokenizer, bytes_of(text), strlen(text), 0, ids, 128, &n,
+                                    &err));
     CHECK_OK(vrust_tokenizer_decode(tokenizer, ids, n, VRUST_DECODE_SKIP_SPECIAL_TOKENS, out,
                                     sizeof out, &len, &err));
     CHECK(len == strlen(text) && memcmp(out, text, len) == 0);

@@ -357,7 +357,7 @@ def completion(rng):
     return opening, opening + ending, (opening, ending)
 
 
-KINDS = [(arithmetic, 42), (capital, 9), (country, 4), (continent, 4), (language, 4), (colour, 5),
+KINDS = [(arithmetic, 40), (capital, 9), (country, 4), (continent, 4), (language, 4), (colour, 5),
          (opposite, 6), (sound, 3), (baby, 3), (legs, 3), (plurals, 4), (past, 4), (spelling, 4),
          (category, 4), (sides, 1.5), (calendar, 5), (numbers, 4), (topic, 16), (misc, 5),
          (small_talk, 4), (introduction, 2.5), (tale, 5), (completion, 1.5)]
@@ -379,13 +379,13 @@ def vary(rng, question):
     return question
 
 
-def exchange(rng):
+def exchange(rng, weights):
     """Return one question and its answer, as a two-message list."""
-    question, answer, _ = rng.choices(FUNCTIONS, WEIGHTS)[0](rng)
+    question, answer, _ = rng.choices(FUNCTIONS, weights)[0](rng)
     return [("user", vary(rng, question)), ("assistant", answer)]
 
 
-def memory(rng, turns):
+def memory(rng, weights, turns):
     """Return an exchange that tells a fact, others after it, and one that asks for it again."""
     name, colour_name = rng.choice(facts.NAMES), rng.choice(["red", "blue", "green", "yellow"])
     tell, reply, ask, answer = rng.choice([
@@ -395,36 +395,40 @@ def memory(rng, turns):
         (f"My favourite colour is {colour_name}.", f"{colour_name.capitalize()} is a nice colour!",
          rng.choice(["What is my favourite colour?", "Which colour do I like?"]),
          f"Your favourite colour is {colour_name}.")])
-    middle = [message for _ in range(turns) for message in exchange(rng)]
+    middle = [message for _ in range(turns) for message in exchange(rng, weights)]
     return [("user", tell), ("assistant", reply), *middle, ("user", ask), ("assistant", answer)]
 
 
-def document(rng):
+def document(rng, weights):
     """Return one document; it may contain held-out material."""
     draw = rng.random()
     if draw < 0.22:
         for _ in range(20):
-            _, _, raw = rng.choices(FUNCTIONS, WEIGHTS)[0](rng)
+            _, _, raw = rng.choices(FUNCTIONS, weights)[0](rng)
             if raw:
                 return [("prompt", raw[0]), ("raw", raw[1])]
     if draw < 0.25:
         return [("raw", raw_story(rng))]
     head = [("system", rng.choice(SYSTEMS))] if rng.random() < 0.2 else []
     if draw < 0.88:
-        return head + exchange(rng)
+        return head + exchange(rng, weights)
     if draw < 0.92:
-        return head + memory(rng, rng.choice([0, 1, 2, 3]))
+        return head + memory(rng, weights, rng.choice([0, 1, 2, 3]))
     turns = rng.choice([2, 2, 3, 3, 4, 5, 6]) if draw < 0.998 else rng.randrange(20, 45)
-    return head + [message for _ in range(turns) for message in exchange(rng)]
+    return head + [message for _ in range(turns) for message in exchange(rng, weights)]
 
 
-def documents(seed, count, heldout=None):
-    """Yield ``count`` documents of which none contains held-out material."""
+def documents(seed, count, heldout=None, sums=None):
+    """Yield ``count`` documents of which none contains held-out material.
+
+    ``sums`` is the weight of arithmetic among the kinds of questions.
+    """
+    weights = WEIGHTS if sums is None else [sums, *WEIGHTS[1:]]
     heldout = heldout or Heldout()
     rng = random.Random(seed)
     made = 0
     while made < count:
-        candidate = document(rng)
+        candidate = document(rng, weights)
         if heldout.allows(candidate):
             made += 1
             yield candidate

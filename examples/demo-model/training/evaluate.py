@@ -5,6 +5,7 @@ It exits with status 1 if fewer than 24 of the 30 held-out answers are right.
 
 import argparse
 import json
+import random
 import re
 import sys
 from pathlib import Path
@@ -81,11 +82,26 @@ def show_samples(demo):
         print(f"[turns] {prompt!r} -> {answer!r}{'' if stopped else '  (did not stop)'}")
 
 
+def check_sums(demo, count):
+    """Print how many of some random sums and differences, most of them seen, are right."""
+    rng = random.Random(5)
+    for limit in (20, 50, 100):
+        right = 0
+        for _ in range(count):
+            a, b = sorted((rng.randrange(limit), rng.randrange(limit)), reverse=True)
+            sign = rng.choice("+-")
+            result = a + b if sign == "+" else a - b
+            right += is_right(demo.chat(f"What is {a} {sign} {b}?")[0], [str(result)])
+        print(f"{right}/{count} random sums and differences of numbers under {limit} right")
+
+
 def main():
     """Run the evaluation in the types that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--sums", type=int, default=0,
+                        help="also ask so many random sums in each of three ranges")
     parser.add_argument("--markdown", action="store_true", help="print the results as a table")
     options = parser.parse_args()
     torch.set_num_threads(2)
@@ -109,6 +125,8 @@ def main():
             else:
                 print(f"{verdict}: {json.dumps([item['prompt'], answer])}")
         print(f"{right}/{len(items)} held-out prompts right ({dtype})")
+        if options.sums:
+            check_sums(demo, options.sums)
         worst = min(worst, right)
     sys.exit(0 if worst >= NEEDED else 1)
 

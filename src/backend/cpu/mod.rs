@@ -36,6 +36,8 @@ mod kv;
 mod linear;
 mod math;
 mod memory;
+#[cfg(all(test, feature = "shuttle"))]
+mod models;
 mod norm;
 mod pack;
 mod program;

@@ -2,7 +2,6 @@
 
 use crate::backend::{ComputeType, LinearPart, LinearSpec};
 use crate::error::Result;
-use crate::weights::widen;
 
 use super::{math, too_large};
 
@@ -44,7 +43,7 @@ impl Linear {
             source.read_rows(rows, &mut raw)?;
             let at = self.weight.len();
             self.weight.resize(at + len, 0.0);
-            widen(source.dtype(), &raw, &mut self.weight[at..]);
+            source.dtype().widen(&raw, &mut self.weight[at..]);
             if self.compute == ComputeType::Bf16 {
                 self.weight[at..].iter_mut().for_each(|w| *w = round_to_bf16(*w));
             }

@@ -194,8 +194,7 @@ unsafe fn chunk<S: Simd16, E: Cached, const N: usize>(
         // SAFETY: row and head are in range; the scratch holds `TILE_VECTORS` heads.
         unsafe {
             let query = a.qkv.add(row * a.heads.qkv_width() + head * dim);
-            let target = scratch.queries.as_ptr().add(v * dim);
-            std::ptr::copy_nonoverlapping(query, target, dim);
+            std::ptr::copy_nonoverlapping(query, scratch.queries.as_ptr().add(v * dim), dim);
         }
     }
     for span in item.spans.clone() {
@@ -212,19 +211,16 @@ unsafe fn chunk<S: Simd16, E: Cached, const N: usize>(
         // position that these rows see.
         let results = unsafe { span::run::<S, E, N>(&tile, &rows, span) };
         for v in 0..count {
-            // SAFETY: `values` and `merged` hold `TILE_VECTORS` times `dim_padded` elements, and
-            // the plan reserved the partials' room.
+            // SAFETY: the scratch holds `TILE_VECTORS` heads, and the plan reserved the partials.
             unsafe {
                 let values = tile.values.add(v * dim_padded);
                 if let Some(start) = item.partials {
                     let (row, head) = place(v);
-                    let local = row - seq.query_start - item.first_row;
-                    let vector = local * a.heads.num_heads + head;
+                    let first = seq.query_start + item.first_row;
+                    let vector = (row - first) * a.heads.num_heads + head;
                     let index = (span - item.first_span) * item.rows * a.heads.num_heads + vector;
                     let slot = a.partials.add(start + index * plan::partial_len(dim_padded));
-                    *slot = results[v].max;
-                    *slot.add(1) = results[v].sum;
-                    std::ptr::copy_nonoverlapping(values, slot.add(16), dim_padded);
+                    store_partial(slot, results[v], values, dim_padded);
                 } else {
                     let acc = scratch.merged.as_ptr().add(v * dim_padded);
                     merged[v].merge::<S>(acc, results[v], values, dim_padded);
@@ -241,6 +237,17 @@ unsafe fn chunk<S: Simd16, E: Cached, const N: usize>(
                 merged.finish::<S>(scratch.merged.as_ptr().add(v * dim_padded), out, dim);
             }
         }
+    }
+}
+
+/// Keeps one span's softmax for the merge behind the barrier.
+#[inline(always)]
+unsafe fn store_partial(slot: *mut f32, softmax: Softmax, values: *const f32, dim: usize) {
+    // SAFETY: the caller's slot has room for `partial_len(dim)` elements, `values` holds `dim`.
+    unsafe {
+        *slot = softmax.max;
+        *slot.add(1) = softmax.sum;
+        std::ptr::copy_nonoverlapping(values, slot.add(16), dim);
     }
 }
 
