@@ -204,6 +204,32 @@ fn a_waiting_request_can_be_aborted() {
 }
 
 #[test]
+fn texts_that_are_still_being_encoded_are_aborted_and_pass_their_deadlines() {
+    let engine = ready(options("llama3"));
+    let queue = engine.default_queue();
+    let long = "a long text ".repeat(20_000);
+    let mut consumer = Consumer::default();
+    for n in [1, 3] {
+        let mut request = crate::engine_support::text(&long, 5);
+        request.params.temperature = Some(1.0);
+        request.params.n = Some(n);
+        let ids = [(); 4].map(|()| engine.submit(request.clone(), queue).unwrap());
+        ids.iter().for_each(|id| engine.abort(*id).unwrap());
+        consumer.wait(queue, &ids);
+        for id in &ids {
+            let choices = &consumer.outcomes[id].choices;
+            assert_eq!(choices.len(), n as usize, "each choice ends");
+            let aborted = |c: &ChoiceOutcome| finished(c).reason == FinishReason::Abort;
+            assert!(choices.values().all(aborted));
+        }
+    }
+    let mut late = crate::engine_support::text("short", 5);
+    late.deadline = Some(Duration::ZERO);
+    assert_eq!(*reason(&run_one(&engine, late)), FinishReason::Deadline);
+    assert_eq!(engine.stats().live_requests, 0);
+}
+
+#[test]
 fn preemption_is_counted_and_changes_nothing() {
     let requests = || -> Vec<Request> {
         let one = |i| {
