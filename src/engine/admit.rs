@@ -1,7 +1,5 @@
 //! The worker's side of admission: an `Admission` becomes sequences and choices.
 
-use std::cmp::Reverse;
-
 use super::event::{Times, Usage};
 use super::intake::{self, Admission};
 use super::output::{Choice, PromptOutput, TextOutput};
@@ -31,11 +29,11 @@ impl Worker {
             }
             return intake::fail(&self.shared, ticket.id, error);
         }
-        if let Some(deadline) = deadline {
-            self.deadlines.push(Reverse((deadline, ticket.id)));
-        }
         let full = ticket.queue.is_full();
         self.requests.insert(ticket.id, live);
+        if let Some(deadline) = deadline {
+            self.set_deadline(deadline, ticket.id);
+        }
         if full {
             self.hold_queue(&ticket.queue);
         }
@@ -60,7 +58,7 @@ impl Worker {
                 .transpose()?;
             let new = NewSequence {
                 id,
-                prompt: prompt.clone(),
+                prompt: intake::copy_ids(&prompt)?,
                 max_tokens: params.max_tokens.max(1),
                 min_tokens: params.min_tokens,
                 eos,

@@ -1,6 +1,5 @@
 //! Emission: tokens become events, choices end, and full queues hold their sequences.
 
-use std::cmp::Reverse;
 use std::time::Instant;
 
 use super::event::{Delta, Event, EventKind};
@@ -33,6 +32,14 @@ impl Outbox {
         let full =
             |(queue, events): (Arc<EventQueue>, Vec<Event>)| queue.publish(events).then_some(queue);
         self.queues.drain(..).filter_map(full).collect()
+    }
+}
+
+impl Drop for Outbox {
+    /// A request whose last event is in here has left the registry: nobody else would tell its
+    /// host. Matters when the worker panics within a step.
+    fn drop(&mut self) {
+        self.publish();
     }
 }
 
@@ -133,14 +140,16 @@ impl Worker {
         }
     }
 
+    /// Ends the request at `at` if it is live by then.
+    pub(crate) fn set_deadline(&mut self, at: Instant, id: RequestId) {
+        let requests = &self.requests;
+        self.deadlines.set(at, id, requests.len(), |id| requests.contains_key(&id));
+    }
+
     /// Ends the requests whose deadline has passed.
     pub(crate) fn end_overdue(&mut self) {
         let now = Instant::now();
-        while let Some(Reverse((at, id))) = self.deadlines.peek().copied() {
-            if at > now {
-                return;
-            }
-            self.deadlines.pop();
+        while let Some(id) = self.deadlines.pop_overdue(now) {
             if self.requests.contains_key(&id) {
                 self.end_request(id, &FinishReason::Deadline);
             }
@@ -183,5 +192,29 @@ impl Worker {
         if !delta.is_empty() {
             self.outbox.push(&ticket.queue, ticket.event(index, EventKind::Delta(delta)));
         }
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+    use crate::engine::queue::Polled;
+    use crate::engine::registry::Registry;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn last_events_are_sent_even_if_the_worker_panics_before_it_publishes() {
+        let queue = Arc::new(EventQueue::new(1 << 20, Arc::new(|| ())));
+        let ticket = Registry::new().accept(7, 1, &queue, 1).unwrap();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut outbox = Outbox::default();
+            outbox.push(&queue, ticket.error_event(Error::new(ErrorKind::Panic, "first")));
+            std::panic::resume_unwind(Box::new("a bug"));
+        }));
+        assert!(panicked.is_err());
+        let mut events = Vec::new();
+        let now = Some(std::time::Duration::ZERO);
+        assert_eq!(queue.drain(now, 9, &mut events).unwrap(), Polled::Drained);
+        assert!(events.len() == 1 && events[0].last && events[0].user_data == 7);
     }
 }

@@ -146,12 +146,13 @@ impl Engine {
     /// The reason, when loading failed; `SHUTTING_DOWN` when the engine was shut down first.
     pub fn wait_ready(&self, timeout: Option<Duration>) -> Result<bool> {
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
-        let status = self.shared.wait_status(deadline, |s| s.state != EngineState::Loading);
+        let over = |s: &Status| matches!(s.state, EngineState::Failed | EngineState::Closed);
+        // An engine may drain before it has loaded: the state alone does not tell.
+        let status = self.shared.wait_status(deadline, |s| s.info.is_some() || over(s));
         match status.state {
-            EngineState::Loading => Ok(false),
-            EngineState::Ready | EngineState::Draining => Ok(true),
             EngineState::Failed => Err(status.failure.clone().unwrap_or_else(unknown_failure)),
             EngineState::Closed => Err(closed()),
+            _ => Ok(status.info.is_some()),
         }
     }
 
@@ -203,7 +204,7 @@ impl Engine {
     }
 
     fn send_abort(&self, id: RequestId) {
-        if self.shared.registry.is_live(id) {
+        if self.shared.registry.begin_abort(id) {
             // A closed mailbox means that the worker is ending every request itself.
             let _ = self.shared.mailbox.send(Command::Abort(id));
         }
@@ -345,8 +346,9 @@ impl Shared {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// The worker is gone, by failure or by order. Ends what is live and closes the queues.
-    pub(crate) fn set_exited(&self, failure: Option<Error>) {
+    /// The worker is gone, by failure or by order. Ends what is live, joins the tokenizer `pool`
+    /// and closes the queues.
+    pub(crate) fn set_exited(&self, failure: Option<Error>, pool: Vec<JoinHandle<()>>) {
         let refusal = match &failure {
             Some(e) => Error::new(ErrorKind::EngineFailed, format!("the engine failed: {e}")),
             None => closed(),
@@ -365,6 +367,11 @@ impl Shared {
             if let Some(ticket) = self.registry.end(id) {
                 ticket.queue.publish([ticket.error_event(refusal.clone())]);
             }
+        }
+        for thread in pool {
+            // A thread that has just taken a request's ticket publishes its last event first. The
+            // pool catches its own panics.
+            let _ = thread.join();
         }
         let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         for queue in queues.iter().filter_map(Weak::upgrade) {

@@ -57,12 +57,7 @@ pub(crate) fn submit(
     let id = ticket.id;
     let delivered = match &request.input {
         Input::Tokens(tokens) if request.params.bad_words.is_empty() => {
-            let mut prompt = Vec::new();
-            if let Err(e) = prompt.try_reserve_exact(tokens.len()) {
-                shared.registry.end(id);
-                return Err(e.into());
-            }
-            prompt.extend_from_slice(tokens);
+            let prompt = copy_ids(tokens).inspect_err(|_| drop(shared.registry.end(id)))?;
             let bad_words = Vec::new();
             let admission =
                 Admission { ticket, request, prompt, prompt_text: None, bad_words, deadline };
@@ -78,16 +73,17 @@ pub(crate) fn submit(
     Ok(id)
 }
 
-/// Starts the tokenizer pool; the threads end when the job channel closes.
-pub(crate) fn start_pool(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>> {
-    let start = |index| {
+/// Starts the tokenizer pool: adds its threads, which end when the job channel closes, to `pool`.
+pub(crate) fn start_pool(shared: &Arc<Shared>, pool: &mut Vec<JoinHandle<()>>) -> Result<()> {
+    for index in 0..TOKENIZER_THREADS {
         let shared = shared.clone();
         let named = thread::Builder::new().name(format!("vrust-text-{index}"));
-        named.spawn(move || run_pool(&shared)).map_err(|e| {
+        let started = named.spawn(move || run_pool(&shared)).map_err(|e| {
             Error::new(ErrorKind::OutOfMemory, format!("cannot start a tokenizer thread: {e}"))
-        })
-    };
-    (0..TOKENIZER_THREADS).map(start).collect()
+        });
+        pool.push(started?);
+    }
+    Ok(())
 }
 
 fn run_pool(shared: &Arc<Shared>) {
@@ -119,7 +115,7 @@ fn prepare(shared: &Shared, job: TokenizeJob) -> Result<Admission> {
     let TokenizeJob { ticket, request, deadline } = job;
     let tokenizer = shared.tokenizer.get().ok_or_else(|| no_tokenizer("prompt"))?;
     let (prompt, prompt_text) = match &request.input {
-        Input::Tokens(tokens) => (tokens.clone(), None),
+        Input::Tokens(tokens) => (copy_ids(tokens)?, None),
         Input::Text(text) => {
             (tokenizer.encode(text, request.add_special_tokens)?, Some(text.clone()))
         }
@@ -132,6 +128,14 @@ fn prepare(shared: &Shared, job: TokenizeJob) -> Result<Admission> {
     let bad_words = bad_words(tokenizer, &request.params.bad_words)?;
     let prompt_text = prompt_text.filter(|_| request.echo);
     Ok(Admission { ticket, request, prompt, prompt_text, bad_words, deadline })
+}
+
+/// A copy of a prompt.
+pub(crate) fn copy_ids(tokens: &[TokenId]) -> Result<Vec<TokenId>> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(tokens.len())?;
+    copy.extend_from_slice(tokens);
+    Ok(copy)
 }
 
 fn bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>>> {

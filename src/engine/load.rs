@@ -79,6 +79,7 @@ pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
 
     let kv = config.kv_spec(options.block_size);
     let num_blocks = num_kv_blocks(shared, backend.kv_block_bytes(&kv))?;
+    check_kv_bytes(num_blocks, backend.kv_block_bytes(&kv), os::memory_limit())?;
     let max_model_len = max_model_len(shared, num_blocks)?;
     if !options.enable_chunked_prefill && options.max_num_batched_tokens < max_model_len {
         let (budget, limit) = (options.max_num_batched_tokens, max_model_len);
@@ -142,6 +143,23 @@ fn num_kv_blocks(shared: &Shared, block_bytes: usize) -> Result<usize> {
     let model_len = shared.limits().max_model_len;
     let useful = options.max_num_seqs.saturating_mul(model_len.div_ceil(options.block_size));
     Ok(blocks.min(useful.max(1)))
+}
+
+/// Refuses a KV cache that this process can never fill: the kernel hands out such memory, and
+/// kills the process when it is used.
+fn check_kv_bytes(num_blocks: usize, block_bytes: usize, limit: u64) -> Result<()> {
+    let bytes = num_blocks as u128 * block_bytes as u128;
+    if bytes <= u128::from(limit) {
+        return Ok(());
+    }
+    let message = format!(
+        "kv_cache_memory_bytes: a KV cache of {num_blocks} blocks takes {bytes} bytes, and this \
+         process may use {limit}"
+    );
+    Err(Error::new(ErrorKind::OutOfMemory, message)
+        .with("field", "kv_cache_memory_bytes")
+        .with("limit", limit)
+        .with("value", u64::try_from(bytes).unwrap_or(u64::MAX)))
 }
 
 /// The asked-for context, checked against the model and the pool; the largest that fits else.
@@ -226,5 +244,21 @@ fn dtype_name(compute: ComputeType) -> &'static str {
     match compute {
         ComputeType::F32 => "float32",
         ComputeType::Bf16 => "bfloat16",
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_larger_than_memory_is_refused() {
+        check_kv_bytes(1000, 4096, 4_096_000).unwrap();
+        let error = check_kv_bytes(1001, 4096, 4_096_000).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        for word in ["kv_cache_memory_bytes", "1001", "4100096", "4096000"] {
+            assert!(error.message().contains(word), "{error}");
+        }
+        check_kv_bytes(usize::MAX, usize::MAX, u64::MAX).unwrap_err();
     }
 }

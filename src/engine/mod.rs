@@ -14,6 +14,7 @@
 //! worker never blocks on a host; every accepted request gets exactly one last event.
 
 mod admit;
+mod deadlines;
 mod emit;
 mod event;
 mod figures;

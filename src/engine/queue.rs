@@ -150,15 +150,21 @@ impl EventQueue {
         self.readable.notify_all();
     }
 
-    /// No further event will be accepted; polls return what is left, then `Closed`.
+    /// No further event will be accepted; polls return what is left, then `Closed`. Requests that
+    /// still run go on, unseen, to their end.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
+        // What waits for room here would wait for ever: nobody has to drain a closed queue.
+        let was_full = std::mem::take(&mut state.full);
         if let Some(fd) = self.fd.get() {
             fd.signal();
         }
         drop(state);
         self.readable.notify_all();
+        if was_full {
+            (self.on_room)();
+        }
     }
 
     /// Whether `close` was called.
@@ -188,7 +194,7 @@ impl EventQueue {
         if !state.closed {
             events.into_iter().for_each(|e| state.push(e));
         }
-        state.full |= state.bytes > self.max_undrained_bytes;
+        state.full |= !state.closed && state.bytes > self.max_undrained_bytes;
         let full = state.full;
         if was_empty && !state.entries.is_empty() {
             if let Some(fd) = self.fd.get() {
@@ -371,6 +377,23 @@ mod tests {
         assert!(q.is_full() && !calls.load(Ordering::SeqCst));
         texts(&q, 1);
         assert!(!q.is_full() && calls.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn a_closed_queue_holds_nobody() {
+        use std::sync::atomic::AtomicUsize;
+        let knocks = Arc::new(AtomicUsize::new(0));
+        let counter = knocks.clone();
+        let on_room: OnRoom = Arc::new(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        let queue = EventQueue::new(1, on_room);
+        assert!(queue.publish([delta(1, 0, "more than a byte")]));
+        queue.close();
+        assert!(!queue.is_full(), "nobody has to drain it any more");
+        assert_eq!(knocks.load(Ordering::Relaxed), 1);
+        assert!(!queue.publish([delta(1, 0, "dropped")]));
+        assert_eq!(texts(&queue, 9).len(), 1);
     }
 
     #[test]

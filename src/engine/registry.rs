@@ -26,6 +26,8 @@ pub(crate) struct Ticket {
     pub(crate) arrival_ns: u64,
     /// Still counted as queued.
     queued: AtomicBool,
+    /// The worker was told to abort it.
+    aborted: AtomicBool,
 }
 
 /// Every live request.
@@ -82,6 +84,7 @@ impl Registry {
             queue: queue.clone(),
             arrival_ns: monotonic_ns(),
             queued: AtomicBool::new(true),
+            aborted: AtomicBool::new(false),
         });
         state.live.insert(ticket.id, ticket.clone());
         Ok(ticket)
@@ -102,6 +105,13 @@ impl Registry {
     /// Whether the request still waits for its last event.
     pub(crate) fn is_live(&self, id: RequestId) -> bool {
         self.lock().live.contains_key(&id)
+    }
+
+    /// Whether the worker is still to be told that this request is aborted: once, and only while it
+    /// is live. A host that repeats itself must not fill the mailbox.
+    pub(crate) fn begin_abort(&self, id: RequestId) -> bool {
+        let state = self.lock();
+        state.live.get(&id).is_some_and(|t| !t.aborted.swap(true, Ordering::Relaxed))
     }
 
     /// Ends a request: whoever gets the ticket publishes the last event.

@@ -1,10 +1,10 @@
 //! The worker: one thread that owns scheduler, model and backend.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use super::deadlines::Deadlines;
 use super::emit::Outbox;
 use super::figures::StepFigures;
 use super::handle::Shared;
@@ -48,7 +48,7 @@ pub(crate) struct Worker {
     pub(crate) requests: HashMap<RequestId, Live>,
     pub(crate) choices: HashMap<SeqId, Choice>,
     pub(crate) next_seq: u64,
-    pub(crate) deadlines: BinaryHeap<Reverse<(Instant, RequestId)>>,
+    pub(crate) deadlines: Deadlines,
     pub(crate) outbox: Outbox,
     pub(crate) figures: StepFigures,
     /// Full queues, whose sequences wait.
@@ -70,7 +70,7 @@ fn run(shared: &Arc<Shared>) {
     let served = catch_unwind(AssertUnwindSafe(|| {
         load::load_text(shared)?;
         if !shared.options.skip_tokenizer {
-            pool = intake::start_pool(shared)?;
+            intake::start_pool(shared, &mut pool)?;
         }
         let loaded = load::load_model(shared)?;
         shared.set_ready(loaded.info.clone());
@@ -88,11 +88,7 @@ fn run(shared: &Arc<Shared>) {
     if let Some(error) = &failure {
         tracing::error!("the engine failed: {error}");
     }
-    shared.set_exited(failure);
-    for thread in pool {
-        // The pool catches its own panics.
-        let _ = thread.join();
-    }
+    shared.set_exited(failure, pool);
 }
 
 impl Worker {
@@ -105,7 +101,7 @@ impl Worker {
             requests: HashMap::new(),
             choices: HashMap::new(),
             next_seq: 1,
-            deadlines: BinaryHeap::new(),
+            deadlines: Deadlines::default(),
             outbox: Outbox::default(),
             figures: StepFigures::default(),
             held: Vec::new(),
@@ -145,8 +141,7 @@ impl Worker {
 
     /// Takes the host's commands, waiting for one when there is nothing else to do.
     fn intake(&mut self, idle: bool) {
-        let next_deadline = self.deadlines.peek().map(|Reverse((at, _))| *at);
-        let timeout = match (idle, next_deadline) {
+        let timeout = match (idle, self.deadlines.next()) {
             (false, _) => Some(Duration::ZERO),
             (true, None) => None,
             (true, Some(at)) => Some(at.saturating_duration_since(Instant::now())),
@@ -223,12 +218,13 @@ impl Worker {
         }
     }
 
-    /// Sends the step's events, one wake-up a queue, and refreshes the figures.
+    /// Refreshes the figures and sends the step's events, one wake-up a queue. In this order: who
+    /// sees an event finds it in the figures.
     fn publish(&mut self) {
+        self.record_gauges();
         for queue in self.outbox.publish() {
             self.hold_queue(&queue);
         }
-        self.record_gauges();
     }
 
     fn poison_free_blocks(&mut self) {

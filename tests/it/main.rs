@@ -4,8 +4,12 @@
 
 mod backend_cpu;
 mod bad_checkpoints;
+mod engine_bad_models;
 mod engine_failures;
 mod engine_goldens;
+mod engine_limits;
+mod engine_params;
+mod engine_prefix_cache;
 mod engine_requests;
 mod engine_support;
 mod engine_traffic;
