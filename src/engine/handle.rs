@@ -146,10 +146,13 @@ impl Engine {
     /// The reason, when loading failed; `SHUTTING_DOWN` when the engine was shut down first.
     pub fn wait_ready(&self, timeout: Option<Duration>) -> Result<bool> {
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
-        let status = self.shared.wait_status(deadline, |s| s.state != EngineState::Loading);
+        // An engine that drains may still have to load: what it accepted waits for that.
+        let ended = |s: &Status| matches!(s.state, EngineState::Failed | EngineState::Closed);
+        let status = self.shared.wait_status(deadline, |s| s.info.is_some() || ended(s));
         match status.state {
-            EngineState::Loading => Ok(false),
-            EngineState::Ready | EngineState::Draining => Ok(true),
+            EngineState::Loading | EngineState::Ready | EngineState::Draining => {
+                Ok(status.info.is_some())
+            }
             EngineState::Failed => Err(status.failure.clone().unwrap_or_else(unknown_failure)),
             EngineState::Closed => Err(closed()),
         }
@@ -352,6 +355,7 @@ impl Shared {
             None => closed(),
         };
         self.registry.refuse(refusal.clone());
+        self.metrics.set_ended();
         let mut status = self.lock_status();
         status.state = match failure {
             Some(_) => EngineState::Failed,
