@@ -19,9 +19,9 @@ posix="-D_POSIX_C_SOURCE=200809L"
 export LD_LIBRARY_PATH=$lib
 jobs=$(nproc)
 
-tests=(abi_layout version error engine generate stream queue races lifecycle tokenizer stats log
-    fork stress)
-quick=(version error engine generate queue tokenizer stats log)
+tests=(abi_layout version error arguments engine generate stream queue poll races lifecycle failure
+    tokenizer stats log fork stress)
+quick=(version error arguments engine generate queue poll failure tokenizer stats log)
 
 # The first of the named programs that is there.
 first_of() {
