@@ -313,8 +313,9 @@ typedef struct VrustEngineOptions {
   size_t chat_template_len;
   /// JSON object of rarer options: num_kv_blocks, cpu_isa ("avx512_bf16", "avx512", "avx2",
   /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
-  /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of requests
-  /// whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed), check_integrity.
+  /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
+  /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
+  /// check_integrity.
   /// Options of vLLM that this version lacks, such as swap_space, are
   /// VRUST_ERROR_UNSUPPORTED unless their value asks for nothing; an unknown key is an error.
   const uint8_t *extra_json;

@@ -237,17 +237,84 @@ static void made_up_handles(VrustEngine *engine) {
   }
 }
 
-/* Standalone tokenizers on folders that are broken. */
-static void broken_folders(void) {
+static void write_file(const char *folder, const char *name, const char *text, size_t len) {
+  char path[600];
+  FILE *file;
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  file = fopen(path, "wb");
+  CHECK(file != NULL && fwrite(text, 1, len, file) == len && fclose(file) == 0);
+}
+
+static void remove_file(const char *folder, const char *name) {
+  char path[600];
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  CHECK(remove(path) == 0);
+}
+
+/* The bytes of a file of the model's, at most `room`. */
+static size_t read_model_file(const char *model, const char *name, char *text, size_t room) {
+  char path[600];
+  FILE *file;
+  size_t len = 0;
+  snprintf(path, sizeof path, "%s/%s", model, name);
+  file = fopen(path, "rb");
+  if (file == NULL) return 0;
+  len = fread(text, 1, room, file);
+  fclose(file);
+  return len;
+}
+
+static VrustStatus open_folder(const char *folder, VrustTokenizer **out) {
+  VrustError *err = NULL;
+  VrustStatus status = vrust_tokenizer_open(bytes_of(folder), strlen(folder), out, &err);
+  size_t len = 0;
+  vrust_error_message(err, &len);
+  CHECK((status < 0) == (len > 0));
+  CHECK(vrust_error_destroy(err) == VRUST_OK);
+  return status;
+}
+
+/* Standalone tokenizers on folders that are missing or broken. */
+static void broken_folders(const char *model) {
+  enum { ROOM = 1 << 22 };
   const char *folders[] = {"/nonexistent", "/dev/null", "tests", "tests/c/harness.h"};
+  const char *texts[] = {"", "{", "[]", "{}", "\xff\xfe", "{\"model\":{\"type\":\"BPE\"}}",
+                         "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":4294967295},"
+                         "\"merges\":[]}}"};
+  const char *hello = "[{\"role\":\"user\",\"content\":\"x\"}]";
+  char folder[] = "/tmp/vrust-broken-XXXXXX", *text = (char *)malloc(ROOM);
   VrustTokenizer *made = (VrustTokenizer *)0x77;
-  size_t i;
+  VrustBytes *bytes = NULL;
+  size_t i, len;
+  CHECK(mkdtemp(folder) != NULL && text != NULL);
   for (i = 0; i < sizeof folders / sizeof folders[0]; i++) {
-    const char *folder = folders[i];
-    CHECK_ERROR(vrust_tokenizer_open(bytes_of(folder), strlen(folder), &made, NULL), "",
-                vrust_tokenizer_open(bytes_of(folder), strlen(folder), &made, &err));
-    CHECK(made == (VrustTokenizer *)0x77);
+    CHECK(open_folder(folders[i], &made) < 0);
   }
+  for (i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+    VrustStatus status;
+    write_file(folder, "tokenizer.json", texts[i], strlen(texts[i]));
+    status = open_folder(folder, &made);
+    if (status != VRUST_ERROR_TOKENIZER) fprintf(stderr, "tokenizer.json: %s\n", texts[i]);
+    CHECK(status == VRUST_ERROR_TOKENIZER);
+  }
+  CHECK(made == (VrustTokenizer *)0x77);
+  /* Cut short; then whole, with a template that is broken: an error when it is used. */
+  len = read_model_file(model, "tokenizer.json", text, ROOM);
+  if (len > 0 && len < ROOM) {
+    write_file(folder, "tokenizer.json", text, len / 2);
+    CHECK(open_folder(folder, &made) == VRUST_ERROR_TOKENIZER);
+    write_file(folder, "tokenizer.json", text, len);
+    write_file(folder, "chat_template.jinja", "{% for %}", 9);
+    CHECK(open_folder(folder, &made) == VRUST_OK);
+    CHECK_STATUS(VRUST_ERROR_TEMPLATE,
+                 vrust_chat_render(made, bytes_of(hello), strlen(hello), NULL, 0, NULL, 0, 0,
+                                   &bytes, &err));
+    CHECK(bytes == NULL && vrust_tokenizer_destroy(made) == VRUST_OK);
+    remove_file(folder, "chat_template.jinja");
+  }
+  remove_file(folder, "tokenizer.json");
+  CHECK(remove(folder) == 0);
+  free(text);
 }
 
 int main(int argc, char **argv) {
@@ -262,7 +329,7 @@ int main(int argc, char **argv) {
   sizes_of_structs(engine, model);
   bits_and_numbers(engine);
   made_up_handles(engine);
-  broken_folders();
+  broken_folders(model);
   CHECK(vrust_tokenizer_destroy(tokenizer) == VRUST_OK);
   CHECK(vrust_engine_destroy(engine) == VRUST_OK);
   return 0;

@@ -78,7 +78,8 @@ static void odd_places(VrustEngine *engine, VrustQueue *queue) {
       check_bounds(&event, b);
       CHECK(event.request_id == id && event.user_data == UINT64_MAX && event.choice < 3);
       CHECK(last == 0);
-      if (event.kind == VRUST_EVENT_DELTA) tokens += event.num_tokens, records += event.num_logprobs;
+      tokens += event.kind == VRUST_EVENT_DELTA ? event.num_tokens : 0;
+      records += event.kind == VRUST_EVENT_DELTA ? event.num_logprobs : 0;
       prompts += event.kind == VRUST_EVENT_PROMPT;
       finished += event.kind == VRUST_EVENT_FINISHED;
       last += (event.flags & VRUST_EVENT_LAST) != 0;
