@@ -312,7 +312,10 @@ typedef struct VrustEngineOptions {
   /// Bytes of `chat_template`.
   size_t chat_template_len;
   /// JSON object of rarer options: num_kv_blocks, cpu_isa ("avx512_bf16", "avx512", "avx2",
-  /// "portable"), cpu_pin_threads, poison_free_blocks, shuffle_blocks, check_integrity.
+  /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
+  /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
+  /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
+  /// check_integrity.
   /// Options of vLLM that this version lacks, such as swap_space, are
   /// VRUST_ERROR_UNSUPPORTED unless their value asks for nothing; an unknown key is an error.
   const char *extra_json;
@@ -741,7 +744,9 @@ VrustStatus vrust_engine_info_json(const struct VrustEngine *engine,
 /// Refuses new requests from now on. VRUST_SHUTDOWN_DRAIN waits until the live ones have ended,
 /// VRUST_SHUTDOWN_ABORT ends them; then the engine stops and its queues are closed, once drained.
 /// VRUST_TIMEOUT when `timeout_ms` (-1: no limit) passes first: the engine goes on ending, and the
-/// call may be repeated, in either mode. Any thread, at any time.
+/// call may be repeated, in either mode. Requests of a queue past its `max_undrained_bytes` wait to
+/// be drained also now: drain without a limit only while another thread polls. Any thread, at any
+/// time.
 VrustStatus vrust_engine_shutdown(const struct VrustEngine *engine,
                                   uint32_t mode,
                                   int32_t timeout_ms,
@@ -921,7 +926,7 @@ VrustStatus vrust_chat_render(const struct VrustTokenizer *tokenizer,
                               struct VrustError **err);
 
 /// Writes the engine's figures to `stats`, as many bytes as `size` (sizeof *stats) says; what this
-/// library does not know is zero. Takes no lock that a step takes. Any thread.
+/// library does not know is zero. Never waits for a step. Any thread.
 VrustStatus vrust_stats_get(const struct VrustEngine *engine,
                             struct VrustStats *stats,
                             size_t size,

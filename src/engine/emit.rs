@@ -133,9 +133,10 @@ impl Worker {
         }
     }
 
-    /// Ends everything that is live.
-    pub(crate) fn abort_all(&mut self) {
-        for id in self.shared.registry.live_ids() {
+    /// Ends every live request that is not newer than `newest`.
+    pub(crate) fn abort_up_to(&mut self, newest: RequestId) {
+        let live = self.shared.registry.live_ids();
+        for id in live.into_iter().filter(|id| *id <= newest) {
             self.end_request(id, &FinishReason::Abort);
         }
     }

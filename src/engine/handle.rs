@@ -146,13 +146,15 @@ impl Engine {
     /// The reason, when loading failed; `SHUTTING_DOWN` when the engine was shut down first.
     pub fn wait_ready(&self, timeout: Option<Duration>) -> Result<bool> {
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
-        let over = |s: &Status| matches!(s.state, EngineState::Failed | EngineState::Closed);
-        // An engine may drain before it has loaded: the state alone does not tell.
-        let status = self.shared.wait_status(deadline, |s| s.info.is_some() || over(s));
+        // An engine that drains may still have to load: what it accepted waits for that.
+        let ended = |s: &Status| matches!(s.state, EngineState::Failed | EngineState::Closed);
+        let status = self.shared.wait_status(deadline, |s| s.info.is_some() || ended(s));
         match status.state {
+            EngineState::Loading | EngineState::Ready | EngineState::Draining => {
+                Ok(status.info.is_some())
+            }
             EngineState::Failed => Err(status.failure.clone().unwrap_or_else(unknown_failure)),
             EngineState::Closed => Err(closed()),
-            _ => Ok(status.info.is_some()),
         }
     }
 
@@ -217,7 +219,9 @@ impl Engine {
 
     /// Ends every live request.
     pub fn abort_all(&self) {
-        let _ = self.shared.mailbox.send(Command::AbortAll);
+        let newest = self.shared.registry.newest();
+        // A closed mailbox means that the worker is ending every request itself.
+        let _ = self.shared.mailbox.send(Command::AbortAll(newest));
     }
 
     /// Refuses new requests, then waits until the live ones have ended (`Drain`) or ends them
@@ -354,6 +358,7 @@ impl Shared {
             None => closed(),
         };
         self.registry.refuse(refusal.clone());
+        self.metrics.set_ended();
         let mut status = self.lock_status();
         status.state = match failure {
             Some(_) => EngineState::Failed,

@@ -220,7 +220,10 @@ impl EventQueue {
                 None => self.readable.wait(state).unwrap_or_else(PoisonError::into_inner),
             };
         }
-        state.woken = false;
+        // A wake is for a poll that waits: one that finds events, or does not wait, leaves it.
+        if state.entries.is_empty() && timeout != Some(Duration::ZERO) {
+            state.woken = false;
+        }
         state
     }
 

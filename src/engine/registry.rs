@@ -102,6 +102,11 @@ impl Registry {
         id.0 != 0 && id.0 <= self.lock().issued
     }
 
+    /// The newest id issued; 0 before the first.
+    pub(crate) fn newest(&self) -> RequestId {
+        RequestId(self.lock().issued)
+    }
+
     /// Whether the request still waits for its last event.
     pub(crate) fn is_live(&self, id: RequestId) -> bool {
         self.lock().live.contains_key(&id)

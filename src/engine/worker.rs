@@ -26,7 +26,8 @@ use crate::sync::thread::{self, JoinHandle};
 pub(crate) enum Command {
     Add(Box<Admission>),
     Abort(RequestId),
-    AbortAll,
+    /// Aborts every request up to this one; those submitted later go on.
+    AbortAll(RequestId),
     Stop,
 }
 
@@ -116,7 +117,7 @@ impl Worker {
         loop {
             self.intake(idle);
             if self.stopping {
-                self.abort_all();
+                self.abort_up_to(RequestId(u64::MAX));
                 self.publish();
                 return Ok(());
             }
@@ -152,7 +153,7 @@ impl Worker {
             match command {
                 Command::Add(admission) => self.add(*admission),
                 Command::Abort(id) => self.end_request(id, &FinishReason::Abort),
-                Command::AbortAll => self.abort_all(),
+                Command::AbortAll(newest) => self.abort_up_to(newest),
                 Command::Stop => self.stopping = true,
             }
         }

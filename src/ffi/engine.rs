@@ -127,7 +127,9 @@ pub unsafe extern "C" fn vrust_engine_info_json(
 /// Refuses new requests from now on. VRUST_SHUTDOWN_DRAIN waits until the live ones have ended,
 /// VRUST_SHUTDOWN_ABORT ends them; then the engine stops and its queues are closed, once drained.
 /// VRUST_TIMEOUT when `timeout_ms` (-1: no limit) passes first: the engine goes on ending, and the
-/// call may be repeated, in either mode. Any thread, at any time.
+/// call may be repeated, in either mode. Requests of a queue past its `max_undrained_bytes` wait to
+/// be drained also now: drain without a limit only while another thread polls. Any thread, at any
+/// time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vrust_engine_shutdown(
     engine: *const VrustEngine,

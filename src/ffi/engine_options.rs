@@ -6,7 +6,9 @@ use std::ffi::c_char;
 use super::input::{self, Versioned, flag, optional_text, owned, text, zeroed};
 use super::json;
 use super::version::VRUST_ABI_VERSION;
-use crate::config::{BackendKind, CpuIsa, EngineOptions, LoadFormat, ModelDType, SchedulingPolicy};
+use crate::config::{
+    BackendKind, CpuIsa, DebugOptions, EngineOptions, LoadFormat, ModelDType, SchedulingPolicy,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// `load_format`: the folder's safetensors files.
@@ -53,7 +55,10 @@ pub struct VrustEngineOptions {
     /// Bytes of `chat_template`.
     pub chat_template_len: usize,
     /// JSON object of rarer options: num_kv_blocks, cpu_isa ("avx512_bf16", "avx512", "avx2",
-    /// "portable"), cpu_pin_threads, poison_free_blocks, shuffle_blocks, check_integrity.
+    /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
+    /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
+    /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
+    /// check_integrity.
     /// Options of vLLM that this version lacks, such as swap_space, are
     /// VRUST_ERROR_UNSUPPORTED unless their value asks for nothing; an unknown key is an error.
     pub extra_json: *const c_char,
@@ -235,10 +240,22 @@ fn set_extra(options: &mut EngineOptions, extra: &Map<String, Value>) -> Result<
             "num_kv_blocks" => options.num_kv_blocks = Some(json::integer(value, key)?),
             "cpu_isa" => options.cpu_isa = Some(cpu_isa(json::string(value, key)?)?),
             "cpu_pin_threads" => options.cpu_pin_threads = json::boolean(value, key)?,
-            "poison_free_blocks" => options.debug.poison_free_blocks = json::boolean(value, key)?,
-            "shuffle_blocks" => options.debug.shuffle_blocks = Some(json::integer(value, key)?),
-            "check_integrity" => options.debug.check_integrity = json::boolean(value, key)?,
+            "debug" => set_debug(&mut options.debug, json::map(value, key)?)?,
             _ => json::check_neutral(&NEUTRAL, key, value)?,
+        }
+    }
+    Ok(())
+}
+
+fn set_debug(debug: &mut DebugOptions, fields: &Map<String, Value>) -> Result<()> {
+    for (key, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+        match key.as_str() {
+            "poison_free_blocks" => debug.poison_free_blocks = json::boolean(value, key)?,
+            "shuffle_blocks" => debug.shuffle_blocks = Some(json::integer(value, key)?),
+            "check_integrity" => debug.check_integrity = json::boolean(value, key)?,
+            "panic_at_step" => debug.panic_at_step = Some(json::integer(value, key)?),
+            "nan_logits_for" => debug.nan_logits_for = Some(json::integer(value, key)?),
+            _ => return Err(Error::invalid(key, format!("debug.{key}: unknown field"))),
         }
     }
     Ok(())
@@ -311,6 +328,9 @@ mod tests {
         let cases = [
             (r#"{"swap_space":4}"#, ErrorKind::Unsupported, "swap_space"),
             (r#"{"quantization":"awq"}"#, ErrorKind::Unsupported, "quantization"),
+            (r#"{"debug":1}"#, ErrorKind::InvalidArgument, "debug"),
+            (r#"{"debug":{"panic":1}}"#, ErrorKind::InvalidArgument, "panic"),
+            (r#"{"debug":{"nan_logits_for":-1}}"#, ErrorKind::InvalidArgument, "nan_logits_for"),
             (r#"{"num_blocks":4}"#, ErrorKind::InvalidArgument, "num_blocks"),
             (r#"{"num_kv_blocks":-4}"#, ErrorKind::InvalidArgument, "num_kv_blocks"),
             (r#"{"cpu_isa":"mmx"}"#, ErrorKind::InvalidArgument, "cpu_isa"),

@@ -112,6 +112,8 @@ pub struct VrustLogprob {
 
 /// Size of the first version of `VrustEvent`: a smaller `stride` cannot be meant.
 pub(super) const MIN_STRIDE: usize = 128;
+/// Largest `stride` that can be meant: the places are written to their end.
+pub(super) const MAX_STRIDE: usize = 4096;
 
 const _: () = assert!(size_of::<VrustEvent>() == MIN_STRIDE);
 

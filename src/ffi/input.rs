@@ -103,6 +103,9 @@ pub(super) unsafe fn fill<T: Copy>(
     count: Out<usize>,
     name: &str,
 ) -> Result<()> {
+    if buffer.is_null() && capacity > 0 {
+        return Err(Error::invalid(name, format!("{name}: NULL with a room of {capacity}")));
+    }
     let needed = values.len();
     count.write(needed);
     if needed > capacity {
@@ -111,11 +114,9 @@ pub(super) unsafe fn fill<T: Copy>(
         return Err(error.with("needed", needed).with("value", capacity));
     }
     if needed > 0 {
-        if buffer.is_null() {
-            return Err(Error::invalid(name, format!("{name}: NULL with a room of {capacity}")));
-        }
-        // SAFETY: `capacity >= needed` items are writable by this function's contract, and the
-        // library's own values cannot overlap the host's buffer. Bytes, as it may be unaligned.
+        // SAFETY: not NULL, as `capacity` is not 0; `capacity >= needed` items are writable by
+        // this function's contract, and the library's own values cannot overlap the host's
+        // buffer. Bytes, as it may be unaligned.
         unsafe {
             let (from, to) = (values.as_ptr().cast::<u8>(), buffer.cast::<u8>());
             to.copy_from_nonoverlapping(from, size_of_val(values));

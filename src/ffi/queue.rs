@@ -1,12 +1,13 @@
 //! `VrustQueue`: where a host drains its events.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use super::boundary::{boundary, destroy};
 use super::engine::{ENGINES, VrustEngine};
 use super::error::VrustError;
-use super::event::{MIN_STRIDE, Packer, VrustEvent};
+use super::event::{MAX_STRIDE, MIN_STRIDE, Packer, VrustEvent};
 use super::handle::{Kind, Lookup, Table};
 use super::input::{self, Out, Versioned};
 use super::status::{VRUST_CLOSED, VRUST_OK, VRUST_TIMEOUT, VRUST_TRUNCATED, VrustStatus};
@@ -53,6 +54,8 @@ struct QueueHandle {
     /// The engine of a created queue, which lives and dies with its handle.
     creator: Option<Weak<Engine>>,
     destroyed: AtomicBool,
+    /// Calls that are inside `poll` by this handle.
+    polling: AtomicUsize,
 }
 
 /// Fills `options`, `size` bytes (sizeof *options), with defaults. NULL is fine.
@@ -228,15 +231,22 @@ pub(super) fn of_request(engine: &Engine, queue: *const VrustQueue) -> Result<Ar
 }
 
 impl QueueHandle {
-    fn poll(&self, timeout: Option<std::time::Duration>, packer: &mut Packer) -> Result<Polled> {
-        match self.queue.poll(timeout, &mut |event| packer.push(event))? {
-            Polled::TimedOut if self.destroyed.load(Ordering::Acquire) => Ok(Polled::Closed),
+    fn poll(&self, timeout: Option<Duration>, packer: &mut Packer) -> Result<Polled> {
+        // Either `destroy` sees that this thread is inside, or this thread sees that it came first.
+        self.polling.fetch_add(1, Ordering::SeqCst);
+        let polled = match self.destroyed.load(Ordering::SeqCst) {
+            true => Ok(Polled::Closed),
+            false => self.queue.poll(timeout, &mut |event| packer.push(event)),
+        };
+        self.polling.fetch_sub(1, Ordering::SeqCst);
+        match polled? {
+            Polled::TimedOut if self.destroyed.load(Ordering::SeqCst) => Ok(Polled::Closed),
             polled => Ok(polled),
         }
     }
 
     fn destroy(&self) {
-        self.destroyed.store(true, Ordering::Release);
+        self.destroyed.store(true, Ordering::SeqCst);
         match &self.creator {
             Some(engine) => {
                 self.queue.close();
@@ -244,13 +254,21 @@ impl QueueHandle {
                     engine.abort_queue(&self.queue);
                 }
             }
-            None => self.queue.wake(),
+            // Only a poll by this very handle has to end: a wake that nobody waits for would cut
+            // short the next poll by another handle.
+            None if self.polling.load(Ordering::SeqCst) > 0 => self.queue.wake(),
+            None => {}
         }
     }
 }
 
 fn export(queue: Arc<EventQueue>, creator: Option<Weak<Engine>>) -> Result<*mut VrustQueue> {
-    QUEUES.insert(Arc::new(QueueHandle { queue, creator, destroyed: AtomicBool::new(false) }))
+    QUEUES.insert(Arc::new(QueueHandle {
+        queue,
+        creator,
+        destroyed: AtomicBool::new(false),
+        polling: AtomicUsize::new(0),
+    }))
 }
 
 fn check_room(
@@ -264,10 +282,16 @@ fn check_room(
         let message = "events: room for at least one event is required";
         return Err(Error::invalid("events", message).with("value", capacity));
     }
-    if stride < MIN_STRIDE {
-        let message = format!("stride: must be at least {MIN_STRIDE}, got {stride}");
+    if !(MIN_STRIDE..=MAX_STRIDE).contains(&stride) {
+        let message = format!("stride: must be {MIN_STRIDE} to {MAX_STRIDE}, got {stride}");
         let error = Error::new(ErrorKind::AbiMismatch, message).with("field", "stride");
         return Err(error.with("limit", MIN_STRIDE).with("value", stride));
+    }
+    let most = isize::MAX as usize;
+    if capacity > most / stride || arena_capacity > most {
+        let message = "events, arena: a capacity that no memory can have";
+        let error = Error::invalid("capacity", message);
+        return Err(error.with("limit", most / stride).with("value", capacity));
     }
     if arena.is_null() && arena_capacity > 0 {
         let message = format!("arena: NULL with a room of {arena_capacity}");

@@ -74,8 +74,9 @@ fn set_request_field(request: &mut Request, key: &str, value: &Value) -> Result<
     match key {
         "priority" => request.priority = if unset { 0 } else { json::integer(value, key)? },
         "deadline_ms" => {
-            let ms = (!unset).then(|| json::integer(value, key)).transpose()?;
-            request.deadline = ms.map(Duration::from_millis);
+            // 0 is none, as in VrustRequest.
+            let ms = if unset { 0 } else { json::integer(value, key)? };
+            request.deadline = (ms != 0).then(|| Duration::from_millis(ms));
         }
         "cache_salt" => {
             let salt = (!unset).then(|| json::string(value, key)).transpose()?;

@@ -75,7 +75,7 @@ const MIN_SIZE: usize = 208;
 const _: () = assert!(size_of::<VrustStats>() == MIN_SIZE);
 
 /// Writes the engine's figures to `stats`, as many bytes as `size` (sizeof *stats) says; what this
-/// library does not know is zero. Takes no lock that a step takes. Any thread.
+/// library does not know is zero. Never waits for a step. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vrust_stats_get(
     engine: *const VrustEngine,

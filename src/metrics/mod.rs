@@ -146,6 +146,15 @@ impl Metrics {
         self.prefix_cache_hits.set(gauges.prefix_cache_hits);
     }
 
+    /// The worker is gone: nothing runs, waits or holds blocks any more.
+    pub fn set_ended(&self) {
+        self.running.set(0);
+        self.waiting.set(0);
+        self.blocks_used.set(0);
+        self.blocks_cached.set(0);
+        self.blocks_free.set(self.blocks_total.get());
+    }
+
     /// Bytes of events that no host has drained, over all queues.
     pub fn set_undrained_bytes(&self, bytes: u64) {
         self.undrained_bytes.set(bytes);

@@ -29,9 +29,9 @@ static void bad_options(const char *model) {
   BAD(VRUST_ERROR_INVALID_ARGUMENT, "model");
   WITH(model, NULL);
   BAD(VRUST_ERROR_INVALID_ARGUMENT, "model");
-  o = good, o.model = bytes_of("/nonexistent"), o.model_len = 12;
+  o = good, o.model = "/nonexistent", o.model_len = 12;
   BAD(VRUST_ERROR_NOT_FOUND, "/nonexistent");
-  o = good, o.model = bytes_of("\xff\xfe"), o.model_len = 2;
+  o = good, o.model = "\xff\xfe", o.model_len = 2;
   BAD(VRUST_ERROR_INVALID_ARGUMENT, "UTF-8");
   WITH(tensor_parallel_size, 2);
   BAD(VRUST_ERROR_UNSUPPORTED, "tensor_parallel_size");
@@ -54,10 +54,10 @@ static void bad_options(const char *model) {
   WITH(reserved, 1);
   BAD(VRUST_ERROR_INVALID_ARGUMENT, "reserved");
   for (i = 0; i < sizeof extras / sizeof extras[0]; i++) {
-    o = good, o.extra_json = bytes_of(extras[i][0]), o.extra_json_len = strlen(extras[i][0]);
+    o = good, o.extra_json = extras[i][0], o.extra_json_len = strlen(extras[i][0]);
     BAD(VRUST_ERROR_INVALID_ARGUMENT, "");
   }
-  o = good, o.extra_json = bytes_of("{\"swap_space\":4}"), o.extra_json_len = 16;
+  o = good, o.extra_json = "{\"swap_space\":4}", o.extra_json_len = 16;
   BAD(VRUST_ERROR_UNSUPPORTED, "swap_space");
 
   /* A newer program's longer struct is fine while its tail is zero. */
@@ -131,10 +131,10 @@ static void bad_requests(VrustEngine *engine) {
   for (i = 0; i < sizeof cases / sizeof cases[0]; i++) {
     const char *json = cases[i].json;
     CHECK_ERROR(cases[i].status, "",
-                vrust_submit_json(engine, NULL, bytes_of(json), strlen(json), 0, &id, &err));
+                vrust_submit_json(engine, NULL, json, strlen(json), 0, &id, &err));
     if (strcmp(cases[i].word, "json") != 0) {
       VrustError *err = NULL;
-      vrust_submit_json(engine, NULL, bytes_of(json), strlen(json), 0, &id, &err);
+      vrust_submit_json(engine, NULL, json, strlen(json), 0, &id, &err);
       CHECK(strstr(vrust_error_message(err, NULL), cases[i].word) != NULL);
       vrust_error_destroy(err);
     }

@@ -17,7 +17,7 @@ static Outcome run_json(VrustEngine *engine, VrustQueue *queue, const char *json
   Consumer consumer = new_consumer();
   Outcome outcome;
   uint64_t id = 0;
-  CHECK_OK(vrust_submit_json(engine, NULL, bytes_of(json), strlen(json), 7, &id, &err));
+  CHECK_OK(vrust_submit_json(engine, NULL, json, strlen(json), 7, &id, &err));
   drain_until(&consumer, queue, 1);
   outcome = consumer.outcomes[7];
   free_consumer(&consumer);
@@ -44,7 +44,7 @@ static void text_and_tokens(VrustEngine *engine, VrustQueue *queue) {
 
   /* The same prompt as ids. */
   CHECK_OK(vrust_engine_tokenizer(engine, &tokenizer, &err));
-  CHECK_OK(vrust_tokenizer_encode(tokenizer, bytes_of("The quick brown fox"), 19,
+  CHECK_OK(vrust_tokenizer_encode(tokenizer, "The quick brown fox", 19,
                                   VRUST_ENCODE_SPECIAL_TOKENS, ids, 64, &n_ids, &err));
   CHECK(vrust_tokenizer_destroy(tokenizer) == VRUST_OK);
   CHECK(n_ids == first.finished.prompt_tokens);
@@ -84,7 +84,7 @@ static void stops(VrustEngine *engine, VrustQueue *queue) {
   if (at < plain.text_len) {
     const char *found = strchr(plain.text, plain.text[at]);
     snprintf(json, sizeof json, "\"%c\"", plain.text[at]);
-    request.stop_json = bytes_of(json);
+    request.stop_json = json;
     request.stop_json_len = strlen(json);
     stopped = run(engine, queue, &request);
     CHECK(stopped.finished.finish_reason == VRUST_FINISH_STOP_STRING);
@@ -122,7 +122,7 @@ static void json(VrustEngine *engine, VrustQueue *queue) {
   CHECK(memcmp(by_struct.tokens, by_json.tokens, 8 * sizeof(uint32_t)) == 0);
   CHECK(strcmp(by_struct.text, by_json.text) == 0);
 
-  request.extra_json = bytes_of("{\"allowed_token_ids\":[5]}");
+  request.extra_json = "{\"allowed_token_ids\":[5]}";
   request.extra_json_len = strlen("{\"allowed_token_ids\":[5]}");
   by_struct = run(engine, queue, &request);
   CHECK(by_struct.tokens[0] == 5 && by_struct.tokens[7] == 5);

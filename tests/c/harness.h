@@ -63,7 +63,8 @@ typedef struct Consumer {
   Outcome *outcomes;
   size_t num_last;
   size_t num_load;
-  VrustStatus failed; /* Of an ENGINE_FAILED event. */
+  size_t num_failed;  /* ENGINE_FAILED events. */
+  VrustStatus failed; /* Of the newest of them. */
   uint8_t *arena;
 } Consumer;
 
@@ -93,12 +94,19 @@ static inline const char *model_folder(int argc, char **argv) {
   return from_environment != NULL ? from_environment : "tests/golden/llama3";
 }
 
-static inline const char *bytes_of(const char *text) { return text; }
+/* What lies in the arena lies within what the poll says it wrote. */
+static inline void check_bounds(const VrustEvent *event, size_t n_bytes) {
+  CHECK((uint64_t)event->text_offset + event->text_len <= n_bytes);
+  CHECK((uint64_t)event->detail_offset + event->detail_len <= n_bytes);
+  CHECK(event->tokens_offset + (uint64_t)event->num_tokens * 4 <= n_bytes);
+  CHECK(event->logprobs_offset + (uint64_t)event->num_logprobs * sizeof(VrustLogprob) <= n_bytes);
+  CHECK(event->tokens_offset % 4 == 0 && event->logprobs_offset % 4 == 0);
+}
 
 static inline VrustEngineOptions engine_options(const char *model) {
   VrustEngineOptions options;
   vrust_engine_options_init(&options, sizeof options);
-  options.model = bytes_of(model);
+  options.model = model;
   options.model_len = strlen(model);
   options.cpu_threads = 1;
   options.kv_cache_memory_bytes = 8u << 20;
@@ -169,7 +177,11 @@ static inline void keep(Consumer *consumer, const VrustEvent *event) {
   const uint8_t *arena = consumer->arena;
   if (event->request_id == 0) {
     consumer->num_load += event->kind == VRUST_EVENT_LOAD;
-    if (event->kind == VRUST_EVENT_ENGINE_FAILED) consumer->failed = event->status;
+    if (event->kind == VRUST_EVENT_ENGINE_FAILED) {
+      CHECK(event->status < 0 && event->text_len > 0 && event->flags == 0);
+      consumer->failed = event->status;
+      consumer->num_failed++;
+    }
     return;
   }
   CHECK(event->user_data < MAX_OUTCOMES && event->time_ns != 0);
@@ -217,7 +229,10 @@ static inline VrustStatus drain_once(Consumer *consumer, VrustQueue *queue, int3
   }
   CHECK(n_events <= 64 && n_bytes <= ARENA);
   CHECK((n_events > 0) == (status == VRUST_OK || status == VRUST_TRUNCATED));
-  for (i = 0; i < n_events; i++) keep(consumer, &events[i]);
+  for (i = 0; i < n_events; i++) {
+    check_bounds(&events[i], n_bytes);
+    keep(consumer, &events[i]);
+  }
   return status;
 }
 

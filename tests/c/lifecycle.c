@@ -76,7 +76,7 @@ static void children_outlive_the_engine(const char *model) {
   drain_to_the_end(&consumer, queue);
   drain_to_the_end(&consumer, own);
   CHECK(consumer.outcomes[0].num_last == 1 && consumer.outcomes[1].num_last == 1);
-  CHECK_OK(vrust_tokenizer_encode(tokenizer, bytes_of("abc"), 3, 0, ids, 16, &n, &err));
+  CHECK_OK(vrust_tokenizer_encode(tokenizer, "abc", 3, 0, ids, 16, &n, &err));
   CHECK(n > 0);
   CHECK(vrust_tokenizer_destroy(tokenizer) == VRUST_OK);
   CHECK(vrust_queue_destroy(own) == VRUST_OK);

@@ -19,9 +19,9 @@ posix="-D_POSIX_C_SOURCE=200809L"
 export LD_LIBRARY_PATH=$lib
 jobs=$(nproc)
 
-tests=(abi_layout version error engine generate stream queue races lifecycle tokenizer stats log
-    fork stress)
-quick=(version error engine generate queue tokenizer stats log)
+tests=(abi_layout version error arguments engine generate stream queue poll races lifecycle failure
+    tokenizer stats log fork stress)
+quick=(version error arguments engine generate queue poll failure tokenizer stats log)
 
 # The first of the named programs that is there.
 first_of() {
@@ -41,7 +41,7 @@ build() {
     fi
     local flags="${*/#static/}"
     printf '%s\n' "${tests[@]}" | xargs -P "$jobs" -I{} sh -c \
-        "$flags $warnings $posix -O1 -g -Iinclude tests/c/{}.c -o $out/$name/{} $link"
+        "$flags $warnings $posix -O1 -g -Iinclude tests/c/{}.c -o $out/$name/{} -x none $link"
 }
 
 # run NAME COMMAND...: runs every test of build NAME under COMMAND.
@@ -80,12 +80,14 @@ all() {
     build_and_run g++-c++17 g++ -std=c++17 -x c++
     if [ -n "$clang" ]; then
         build_and_run clang-c99 "$clang" -std=c99
+        build_and_run clang-c99-static "$clang" -std=c99 static
     else
         echo "clang is not installed: its runs are skipped"
     fi
     if [ -n "$clangxx" ]; then
         build_and_run clang++-c++17 "$clangxx" -std=c++17 -x c++
     fi
+    build_and_run g++-c++17-static g++ -std=c++17 -x c++ static
     if [ -f examples/demo-model/config.json ] && [ -z "${VRUST_TEST_MODEL:-}" ]; then
         model=examples/demo-model
         selected=(generate lifecycle tokenizer)

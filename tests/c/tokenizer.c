@@ -10,7 +10,7 @@ static void round_trip(VrustTokenizer *tokenizer) {
     uint32_t ids[128];
     char out[256];
     size_t n = 0, len = 0, again = 0;
-    CHECK_OK(vrust_tokenizer_encode(tokenizer, bytes_of(text), strlen(text), 0, ids, 128, &n,
+    CHECK_OK(vrust_tokenizer_encode(tokenizer, text, strlen(text), 0, ids, 128, &n,
                                     &err));
     CHECK_OK(vrust_tokenizer_decode(tokenizer, ids, n, VRUST_DECODE_SKIP_SPECIAL_TOKENS, out,
                                     sizeof out, &len, &err));
@@ -19,12 +19,12 @@ static void round_trip(VrustTokenizer *tokenizer) {
     /* A buffer that is too small is told what it needs, and left alone. */
     ids[0] ^= 1;
     CHECK_STATUS(VRUST_ERROR_BUFFER_TOO_SMALL,
-                 vrust_tokenizer_encode(tokenizer, bytes_of(text), strlen(text), 0, ids, n - 1,
+                 vrust_tokenizer_encode(tokenizer, text, strlen(text), 0, ids, n - 1,
                                         &again, &err));
     CHECK(again == n);
     ids[0] ^= 1;
     CHECK_STATUS(VRUST_ERROR_BUFFER_TOO_SMALL,
-                 vrust_tokenizer_encode(tokenizer, bytes_of(text), strlen(text), 0, NULL, 0,
+                 vrust_tokenizer_encode(tokenizer, text, strlen(text), 0, NULL, 0,
                                         &again, &err));
     CHECK_STATUS(VRUST_ERROR_BUFFER_TOO_SMALL,
                  vrust_tokenizer_decode(tokenizer, ids, n, 0, NULL, 0, &again, &err));
@@ -42,14 +42,14 @@ static void bad_arguments(VrustTokenizer *tokenizer, const char *model) {
   size_t n = 0;
   CHECK_STATUS(VRUST_ERROR_INVALID_ARGUMENT, vrust_tokenizer_open(NULL, 0, &none, &err));
   CHECK_STATUS(VRUST_ERROR_INVALID_ARGUMENT,
-               vrust_tokenizer_open(bytes_of(model), strlen(model), NULL, &err));
-  CHECK(vrust_tokenizer_open(bytes_of("/nonexistent"), 12, &none, NULL) < 0 && none == NULL);
+               vrust_tokenizer_open(model, strlen(model), NULL, &err));
+  CHECK(vrust_tokenizer_open("/nonexistent", 12, &none, NULL) < 0 && none == NULL);
   CHECK_ERROR(VRUST_ERROR_INVALID_ARGUMENT, "UTF-8",
-              vrust_tokenizer_encode(tokenizer, bytes_of("ab\xff"), 3, 0, ids, 8, &n, &err));
+              vrust_tokenizer_encode(tokenizer, "ab\xff", 3, 0, ids, 8, &n, &err));
   CHECK_STATUS(VRUST_ERROR_INVALID_ARGUMENT,
-               vrust_tokenizer_encode(tokenizer, bytes_of("a"), 1, 8, ids, 8, &n, &err));
+               vrust_tokenizer_encode(tokenizer, "a", 1, 8, ids, 8, &n, &err));
   CHECK_STATUS(VRUST_ERROR_INVALID_ARGUMENT,
-               vrust_tokenizer_encode(NULL, bytes_of("a"), 1, 0, ids, 8, &n, &err));
+               vrust_tokenizer_encode(NULL, "a", 1, 0, ids, 8, &n, &err));
   CHECK_STATUS(VRUST_ERROR_INVALID_ARGUMENT,
                vrust_tokenizer_decode(tokenizer, NULL, 3, 0, out, 8, &n, &err));
   ids[0] = 4000000000u;
@@ -60,7 +60,7 @@ static void bad_arguments(VrustTokenizer *tokenizer, const char *model) {
 
 static VrustStatus render(VrustTokenizer *tokenizer, const char *messages, const char *tools,
                           uint32_t flags, VrustBytes **out) {
-  return vrust_chat_render(tokenizer, bytes_of(messages), strlen(messages), bytes_of(tools),
+  return vrust_chat_render(tokenizer, messages, strlen(messages), tools,
                            strlen(tools), NULL, 0, flags, out, NULL);
 }
 
@@ -85,7 +85,7 @@ int main(int argc, char **argv) {
   const char *model = model_folder(argc, argv);
   VrustTokenizer *tokenizer = NULL, *from_engine = NULL;
   VrustEngine *engine;
-  CHECK_OK(vrust_tokenizer_open(bytes_of(model), strlen(model), &tokenizer, &err));
+  CHECK_OK(vrust_tokenizer_open(model, strlen(model), &tokenizer, &err));
   round_trip(tokenizer);
   bad_arguments(tokenizer, model);
   chat(tokenizer);

@@ -219,6 +219,20 @@ fn abort_all_ends_everything() {
 }
 
 #[test]
+fn abort_all_spares_what_is_submitted_after_it() {
+    let engine = ready(options("llama3"));
+    let queue = engine.default_queue();
+    for _ in 0..100 {
+        let before = engine.submit(greedy(PROMPT, 100), queue).unwrap();
+        engine.abort_all();
+        let after = engine.submit(greedy(PROMPT, 3), queue).unwrap();
+        let mut consumer = Consumer::default();
+        consumer.wait(queue, &[before, after]);
+        assert_eq!(*reason(consumer.outcomes[&after].only()), FinishReason::Length);
+    }
+}
+
+#[test]
 fn a_deadline_ends_a_request_with_what_it_has() {
     let mut options = options("llama3");
     options.backend = vrust::config::BackendKind::Reference;
