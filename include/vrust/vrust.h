@@ -525,7 +525,7 @@ typedef struct VrustStats {
   uint64_t kv_blocks_used;
   /// Blocks that no sequence holds but the prefix cache may still serve.
   uint64_t kv_blocks_cached;
-  /// Blocks that can be taken, cached ones included.
+  /// Blocks that hold nothing of use. Free, used and cached add up to the total.
   uint64_t kv_blocks_free;
   /// `kv_blocks_used / kv_blocks_total`, 0 to 1.
   double kv_cache_usage;

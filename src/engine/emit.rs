@@ -103,6 +103,8 @@ impl Worker {
         let Some(live) = self.requests.get(&id) else {
             // Not here yet: its text is still being encoded.
             if let Some(ticket) = self.shared.registry.end(id) {
+                let outcome = Outcome::from(reason);
+                self.shared.metrics.record_unscheduled(outcome, ticket.num_choices);
                 for event in ticket.unscheduled_end(reason) {
                     self.outbox.push(&ticket.queue, event);
                 }

@@ -16,7 +16,7 @@ use crate::chat::ChatTemplate;
 use crate::config::EngineOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::RequestId;
-use crate::metrics::{Metrics, Stats};
+use crate::metrics::{Metrics, Outcome, Stats};
 use crate::model::{GenerationConfig, ModelConfig};
 use crate::os::monotonic_ns;
 use crate::request::{Limits, Request};
@@ -370,6 +370,7 @@ impl Shared {
         self.mailbox.close();
         for id in self.registry.live_ids() {
             if let Some(ticket) = self.registry.end(id) {
+                self.metrics.record_unscheduled(Outcome::Error, ticket.num_choices);
                 ticket.queue.publish([ticket.error_event(refusal.clone())]);
             }
         }

@@ -9,6 +9,7 @@ use super::worker::Command;
 use crate::config::EngineOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{RequestId, TokenId};
+use crate::metrics::Outcome;
 use crate::request::{Input, Request};
 use crate::sync::Arc;
 use crate::sync::thread::{self, JoinHandle};
@@ -106,6 +107,7 @@ fn run_pool(shared: &Arc<Shared>) {
 /// Ends a request that was never scheduled.
 pub(crate) fn fail(shared: &Shared, id: RequestId, error: Error) {
     if let Some(ticket) = shared.registry.end(id) {
+        shared.metrics.record_unscheduled(Outcome::Error, ticket.num_choices);
         ticket.queue.publish([ticket.error_event(error)]);
     }
 }

@@ -17,6 +17,7 @@ use super::runner::Runner;
 use super::sample::{RowResult, rows_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{RequestId, SeqId};
+use crate::metrics::Outcome;
 use crate::request::FinishReason;
 use crate::scheduler::{Batch, SampledToken, Scheduler};
 use crate::sync::Arc;
@@ -256,6 +257,7 @@ impl Worker {
 pub(crate) fn abort_unscheduled(shared: &Shared) {
     for id in shared.registry.live_ids() {
         if let Some(ticket) = shared.registry.end(id) {
+            shared.metrics.record_unscheduled(Outcome::Abort, ticket.num_choices);
             ticket.queue.publish(ticket.unscheduled_end(&FinishReason::Abort));
         }
     }

@@ -31,7 +31,7 @@ pub struct VrustStats {
     pub kv_blocks_used: u64,
     /// Blocks that no sequence holds but the prefix cache may still serve.
     pub kv_blocks_cached: u64,
-    /// Blocks that can be taken, cached ones included.
+    /// Blocks that hold nothing of use. Free, used and cached add up to the total.
     pub kv_blocks_free: u64,
     /// `kv_blocks_used / kv_blocks_total`, 0 to 1.
     pub kv_cache_usage: f64,

@@ -193,6 +193,11 @@ impl Metrics {
         self.histograms.observe_finished(sequence);
     }
 
+    /// `choices` of a request ended before they were ever scheduled: they count, and no more.
+    pub fn record_unscheduled(&self, outcome: Outcome, choices: u32) {
+        self.finished[outcome as usize].add(u64::from(choices));
+    }
+
     /// A request ended, with all its `n` choices, the longest of `max_generation_tokens` tokens.
     pub fn record_request_finished(&self, n: u32, max_generation_tokens: u64) {
         self.histograms.params_n.observe(f64::from(n), 1);
