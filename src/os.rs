@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
 pub(crate) fn monotonic_ns() -> u64 {
@@ -80,7 +81,9 @@ impl WakeFd {
 /// Bytes of memory that this process may use: the machine's, or less where a cgroup says so.
 pub(crate) fn memory_limit() -> u64 {
     let total = meminfo("MemTotal:").unwrap_or(u64::MAX);
-    let cgroup = cgroup_memory_limit().unwrap_or(u64::MAX);
+    let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let cgroup = cgroup_memory_limit(Path::new("/sys/fs/cgroup"), &membership);
+    let cgroup = cgroup.unwrap_or(u64::MAX);
     total.min(cgroup)
 }
 
@@ -92,8 +95,8 @@ fn meminfo(key: &str) -> Option<u64> {
 }
 
 /// The tightest memory limit on the path from this process's cgroup to the root, v2 then v1.
-fn cgroup_memory_limit() -> Option<u64> {
-    let membership = fs::read_to_string("/proc/self/cgroup").ok()?;
+/// `root` is where the hierarchies are mounted, `membership` what /proc/self/cgroup says.
+fn cgroup_memory_limit(root: &Path, membership: &str) -> Option<u64> {
     let mut limit = None;
     for line in membership.lines() {
         let mut fields = line.splitn(3, ':');
@@ -102,16 +105,16 @@ fn cgroup_memory_limit() -> Option<u64> {
         else {
             continue;
         };
-        let (root, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
+        let (hierarchy, file) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
             c if c.split(',').any(|c| c == "memory") => {
-                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+                (root.join("memory"), "memory.limit_in_bytes")
             }
             _ => continue,
         };
-        for dir in std::path::Path::new(path).ancestors() {
+        for dir in Path::new(path).ancestors() {
             let dir = dir.strip_prefix("/").unwrap_or(dir);
-            let file = std::path::Path::new(root).join(dir).join(file);
+            let file = hierarchy.join(dir).join(file);
             let value = fs::read_to_string(file).ok().and_then(|t| t.trim().parse::<u64>().ok());
             limit = limit.into_iter().chain(value).min();
         }
@@ -138,5 +141,23 @@ mod tests {
     fn memory_limits_are_plausible() {
         assert!(memory_limit() > 64 << 20);
         assert!(monotonic_ns() > 0);
+    }
+
+    #[test]
+    fn the_tightest_cgroup_on_the_way_up_counts() {
+        let root = std::env::temp_dir().join(format!("vrust-cgroup-{}", std::process::id()));
+        let write = |file: &str, text: &str| {
+            let file = root.join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        };
+        write("a/b/memory.max", "max\n");
+        write("a/memory.max", "3000\n");
+        write("memory/c/memory.limit_in_bytes", "2000\n");
+        assert_eq!(cgroup_memory_limit(&root, "0::/a/b\n"), Some(3000));
+        assert_eq!(cgroup_memory_limit(&root, "0::/elsewhere\n"), None);
+        assert_eq!(cgroup_memory_limit(&root, "0::/a/b\n4:cpu,memory:/c\n"), Some(2000));
+        assert_eq!(cgroup_memory_limit(&root, ""), None);
+        fs::remove_dir_all(&root).unwrap();
     }
 }

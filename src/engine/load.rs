@@ -118,15 +118,19 @@ fn make_backend(shared: &Shared, compute: ComputeType) -> Result<Box<dyn Backend
     })
 }
 
+/// The KV cache's size where nobody says: of `memory` bytes that the process may use, a quarter.
+fn default_kv_bytes(memory: u64) -> u64 {
+    DEFAULT_KV_BYTES.min(memory / 4)
+}
+
 /// Blocks of the pool, the null block not counted.
 fn num_kv_blocks(shared: &Shared, block_bytes: usize) -> Result<usize> {
     let options = &shared.options;
     if let Some(blocks) = options.num_kv_blocks {
         return Ok(blocks);
     }
-    let budget = options
-        .kv_cache_memory_bytes
-        .unwrap_or_else(|| DEFAULT_KV_BYTES.min(os::memory_limit() / 4));
+    let budget =
+        options.kv_cache_memory_bytes.unwrap_or_else(|| default_kv_bytes(os::memory_limit()));
     let blocks = (budget / block_bytes as u64) as usize;
     if blocks == 0 {
         let message = format!(
@@ -250,6 +254,13 @@ fn dtype_name(compute: ComputeType) -> &'static str {
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_default_cache_is_a_quarter_of_memory_up_to_4_gib() {
+        assert_eq!(default_kv_bytes(1 << 30), 256 << 20);
+        assert_eq!(default_kv_bytes(16 << 30), 4 << 30);
+        assert_eq!(default_kv_bytes(64 << 30), 4 << 30);
+    }
 
     #[test]
     fn a_cache_larger_than_memory_is_refused() {
