@@ -30,6 +30,7 @@ if [ "${1:-build}" = test ]; then
     need valgrind valgrind
     need nm binutils
     need pkg-config pkg-config
+    need python3 python3
     for component in rustfmt clippy; do
         cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
     done

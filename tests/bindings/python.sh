@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# The Python binding's tests, against the library in build/ (or VRUST_BUILD).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+build=$(realpath "${VRUST_BUILD:-build}")
+export VRUST_LIBRARY=$build/lib/libvrust.so.0 PYTHONPATH=bindings/python PYTHONDONTWRITEBYTECODE=1
+python3 -m unittest discover -s bindings/python/tests -v
