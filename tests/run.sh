@@ -30,6 +30,7 @@ stage() {
 counts() {
     awk '/^test result: ok/ {for (i = 1; i < NF; i++) if ($(i+1) ~ /^passed/) n += $i}
          /^Ran [0-9]+ tests? in/ {n += $2}
+         /^--- PASS: / {n += 1}
          END {if (n) printf "  (%d tests)", n}' "$1"
 }
 
@@ -51,6 +52,7 @@ else
     stage "c tests under sanitizers" tests/c/run.sh sanitize
     stage "c tests under valgrind" tests/c/run.sh valgrind
     stage "cmake and pkg-config" tests/c/run.sh install
+    stage "go binding" tests/bindings/go.sh
     stage "python binding" tests/bindings/python.sh
     stage "demo" make demo
 fi

@@ -31,6 +31,10 @@ if [ "${1:-build}" = test ]; then
     need nm binutils
     need pkg-config pkg-config
     need python3 python3
+    if ! command -v go >/dev/null 2>&1; then
+        echo "missing: go (1.25 or newer); get it from https://go.dev/dl" >&2
+        exit 1
+    fi
     for component in rustfmt clippy; do
         cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
     done

@@ -1,0 +1,3 @@
+module github.com/vrust/vrust/bindings/go
+
+go 1.25
