@@ -7,11 +7,12 @@ MODEL ?= examples/demo-model
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 BUILD := build
 
-.PHONY: help setup build demo test test-long bench header fmt clean
+.PHONY: help setup build gateway demo test test-long bench header fmt clean
 
 help:
 	@echo "make build      build/lib/libvrust.{so,a}, build/include/vrust/vrust.h"
-	@echo "make demo       build, then stream several prompts from the demo model in C"
+	@echo "make gateway    build/bin/vrust: the OpenAI server and its tools, in Go"
+	@echo "make demo       build, stream from the demo model in C, then chat with vrust serve"
 	@echo "make test       every test, with the time of each stage"
 	@echo "make test-long  long property, stress and Valgrind runs"
 	@echo "make bench      the benchmarks of BENCHMARKS.md"
@@ -32,11 +33,19 @@ build: setup
 	@cp -f include/vrust/vrust.h $(BUILD)/include/vrust/
 	@sed -e 's/@VERSION@/$(VERSION)/' cmake/vrust.pc.in > $(BUILD)/lib/pkgconfig/vrust.pc
 
-demo: build
+# Go's own cache knows what has changed. The library is found beside the command.
+gateway: build
+	@tests/setup.sh gateway
+	@cd examples/gateway && PKG_CONFIG_PATH="$(CURDIR)/$(BUILD)/lib/pkgconfig" \
+		CGO_LDFLAGS='-Wl,-rpath,$$ORIGIN/../lib' CGO_LDFLAGS_ALLOW='-Wl,-rpath,.*' \
+		go build -trimpath -o "$(CURDIR)/$(BUILD)/bin/vrust" .
+
+demo: gateway
 	@$(CC) -std=c99 -D_POSIX_C_SOURCE=200809L -O2 -Wall -Wextra -I$(BUILD)/include \
 		examples/c/demo.c -o $(BUILD)/bin/demo -L$(BUILD)/lib -lvrust \
 		-Wl,-rpath,'$$ORIGIN/../lib'
 	@$(BUILD)/bin/demo $(MODEL)
+	@examples/openai/demo.sh $(BUILD) $(MODEL)
 
 test:
 	@tests/setup.sh test

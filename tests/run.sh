@@ -53,6 +53,8 @@ else
     stage "c tests under valgrind" tests/c/run.sh valgrind
     stage "cmake and pkg-config" tests/c/run.sh install
     stage "go binding" tests/bindings/go.sh
+    stage "gateway builds" make gateway
+    stage "gateway" tests/gateway/run.sh
     stage "python binding" tests/bindings/python.sh
     stage "demo" make demo
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes sure that the tools are there: installs what it can (Debian, as root), and says in one
-# line what is missing otherwise. Usage: setup.sh build|test
+# line what is missing otherwise. Usage: setup.sh build|gateway|test
 set -euo pipefail
 
 missing=()
@@ -16,6 +16,17 @@ if ! command -v cargo >/dev/null 2>&1; then
 fi
 need cc gcc
 need make make
+if [ "${1:-build}" != build ]; then
+    if ! command -v go >/dev/null 2>&1; then
+        echo "missing: go (1.25 or newer); get it from https://go.dev/dl" >&2
+        exit 1
+    fi
+    need pkg-config pkg-config
+    need python3 python3
+    if ! python3 -c "import ensurepip" 2>/dev/null; then
+        missing+=(python3-venv)
+    fi
+fi
 if [ "${1:-build}" = test ]; then
     need gcc gcc
     need g++ g++
@@ -29,12 +40,6 @@ if [ "${1:-build}" = test ]; then
     need cmake cmake
     need valgrind valgrind
     need nm binutils
-    need pkg-config pkg-config
-    need python3 python3
-    if ! command -v go >/dev/null 2>&1; then
-        echo "missing: go (1.25 or newer); get it from https://go.dev/dl" >&2
-        exit 1
-    fi
     for component in rustfmt clippy; do
         cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
     done

@@ -81,7 +81,7 @@ type item struct {
 }
 
 func newStream(c *core) *Stream {
-	return &Stream{core: c, signal: make(chan struct{}, 1), stop: func() bool { return true }}
+	return &Stream{core: c, signal: make(chan struct{}, 1)}
 }
 
 // Submit hands a request over and returns the stream of its output. The context ends the request
@@ -109,7 +109,7 @@ func (e *Engine) SubmitJSON(ctx context.Context, body []byte) (*Stream, error) {
 		return nil, err
 	}
 	if ctx.Done() != nil {
-		stream.stop = context.AfterFunc(ctx, stream.abort)
+		stream.watch(context.AfterFunc(ctx, stream.abort))
 	}
 	return stream, nil
 }
@@ -157,8 +157,20 @@ func (s *Stream) RequestID() uint64 { return s.id }
 
 // Close aborts the request if it has not ended. What came before can still be read.
 func (s *Stream) Close() {
-	s.stop()
+	s.watch(nil)
 	s.abort()
+}
+
+// watch replaces what ends the watch over the context. The stream may have ended already.
+func (s *Stream) watch(stop func() bool) {
+	s.mu.Lock()
+	if !s.done {
+		s.stop, stop = stop, s.stop
+	}
+	s.mu.Unlock()
+	if stop != nil {
+		stop()
+	}
 }
 
 func (s *Stream) abort() {
@@ -205,11 +217,16 @@ func (s *Stream) fail(err error) {
 
 // end unlocks the stream and wakes its reader.
 func (s *Stream) end(ended bool) {
-	s.done = s.done || ended
+	var stop func() bool
+	if ended {
+		s.done, stop, s.stop = true, s.stop, nil
+	}
 	s.mu.Unlock()
 	if ended {
 		s.ended.Store(true)
-		s.stop()
+	}
+	if stop != nil {
+		stop()
 	}
 	select {
 	case s.signal <- struct{}{}:

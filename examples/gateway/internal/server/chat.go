@@ -291,7 +291,7 @@ func (g *generation) chatAnswer(index int, c *chatChoice) chatAnswer {
 }
 
 func (g *generation) streamChat(w http.ResponseWriter, r *http.Request, choices []chatChoice) {
-	out := newEvents(w)
+	out := g.newEvents(w)
 	begin := g.chunkBegin("chat.completion.chunk")
 	err := g.each(r.Context(), func(_ int, d *vrust.Delta) error {
 		if d.IsPrompt {

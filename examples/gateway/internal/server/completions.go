@@ -193,7 +193,7 @@ func (g *generation) grow(c *completion, index int, d *vrust.Delta) error {
 func (g *generation) streamCompletions(
 	w http.ResponseWriter, r *http.Request, prompts []json.RawMessage,
 ) {
-	out := newEvents(w)
+	out := g.newEvents(w)
 	found := make([]completion, len(prompts)*g.n)
 	begin := g.chunkBegin("text_completion")
 	err := g.each(r.Context(), func(prompt int, d *vrust.Delta) error {

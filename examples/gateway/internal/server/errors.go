@@ -61,7 +61,11 @@ func asAPIError(err error) *apiError {
 		return fail(http.StatusRequestEntityTooLarge, "",
 			"The request's body is larger than the limit of %d bytes.", tooLarge.Limit)
 	case errors.As(err, &failure):
-		return fail(statusOf(failure.Code), failure.Field(), "%s", failure.Message)
+		status, param := statusOf(failure.Code), failure.Field()
+		if status != http.StatusBadRequest {
+			param = "" // Nothing in the request is at fault.
+		}
+		return fail(status, param, "%s", failure.Message)
 	}
 	return fail(http.StatusInternalServerError, "", "Internal server error")
 }

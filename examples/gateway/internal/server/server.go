@@ -33,6 +33,9 @@ type Config struct {
 	AllowedOrigins []string
 	// MaxBodyBytes limits a request's body.
 	MaxBodyBytes int64
+	// WritePatience is how long a client may leave a chunk unread before its request is aborted;
+	// 0: 30 seconds.
+	WritePatience time.Duration
 	// ForceIncludeUsage adds usage to every streamed chunk.
 	ForceIncludeUsage bool
 	// PromptTokensDetails adds the number of cached tokens to usage.
@@ -65,6 +68,9 @@ type Server struct {
 func New(config Config) *Server {
 	if config.MaxBodyBytes == 0 {
 		config.MaxBodyBytes = 64 << 20
+	}
+	if config.WritePatience == 0 {
+		config.WritePatience = 30 * time.Second
 	}
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)

@@ -8,21 +8,21 @@ import (
 	"unicode/utf8"
 )
 
-// writePatience is how long a client may leave a chunk unread before its request is aborted.
-const writePatience = 30 * time.Second
-
 // events writes a stream of server-sent events, each in one write.
 type events struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
 	begun   bool
 	buffer  []byte
-	// extended is when the write's deadline was last moved: not for every token.
+	// patience is how long a write may take. The deadline is not moved for every token, but when
+	// a quarter of it has passed.
+	patience time.Duration
 	extended time.Time
 }
 
-func newEvents(w http.ResponseWriter) *events {
-	return &events{w: w, control: http.NewResponseController(w)}
+func (g *generation) newEvents(w http.ResponseWriter) *events {
+	patience := g.server.config.WritePatience
+	return &events{w: w, control: http.NewResponseController(w), patience: patience}
 }
 
 // send writes what stands in the buffer, which the caller has filled with whole events.
@@ -35,9 +35,9 @@ func (e *events) send() error {
 		header.Set("X-Accel-Buffering", "no") // nginx passes chunks on at once.
 		e.w.WriteHeader(http.StatusOK)
 	}
-	if now := time.Now(); now.Sub(e.extended) > time.Second {
+	if now := time.Now(); now.Sub(e.extended) > e.patience/4 {
 		e.extended = now
-		_ = e.control.SetWriteDeadline(now.Add(writePatience))
+		_ = e.control.SetWriteDeadline(now.Add(e.patience))
 	}
 	_, err := e.w.Write(e.buffer)
 	e.buffer = e.buffer[:0]
