@@ -40,6 +40,7 @@ if [ "${1:-build}" = test ]; then
     need cmake cmake
     need valgrind valgrind
     need nm binutils
+    need openssl openssl
     for component in rustfmt clippy; do
         cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
     done

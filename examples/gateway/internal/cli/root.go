@@ -31,7 +31,8 @@ func Run(args []string, in io.Reader, out, errOut io.Writer) int {
 	root.SetOut(out)
 	root.SetErr(errOut)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand())
+	root.AddCommand(serveCommand(), chatCommand(), completeCommand(), benchCommand(),
+		runBatchCommand(), collectEnvCommand())
 	err := root.Execute()
 	if err == nil {
 		return 0

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/net/netutil"
 
 	vrust "github.com/vrust/vrust/bindings/go"
@@ -47,7 +48,12 @@ func serveCommand() *cobra.Command {
 		Args:  func(_ *cobra.Command, args []string) error { return f.takeModel(args) },
 		RunE:  f.run,
 	}
-	set := command.Flags()
+	f.init(command.Flags())
+	return command
+}
+
+// init makes the flags.
+func (f *serveFlags) init(set *pflag.FlagSet) {
 	f.add(set)
 	addFixedFlags(set)
 	set.StringVar(&f.host, "host", "", "address to listen at; every one by default")
@@ -74,7 +80,6 @@ func serveCommand() *cobra.Command {
 	set.BoolVar(&f.logRequests, "enable-log-requests", false, "log a line a request, no prompts")
 	set.BoolVar(&f.disableLogsRequests, "disable-log-requests", true, "the opposite")
 	set.StringVar(&f.logLevel, "uvicorn-log-level", "info", "debug, info, warning or error")
-	return command
 }
 
 // takeModel takes the model from the positional argument or from --model.
