@@ -41,6 +41,8 @@ if [ "${1:-build}" = test ]; then
     need valgrind valgrind
     need nm binutils
     need openssl openssl
+    need node nodejs
+    need npm npm
     for component in rustfmt clippy; do
         cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
     done
