@@ -240,9 +240,9 @@ export class Engine {
    * UNSUPPORTED) and for a full queue (QUEUE_FULL, retryable); the stream rejects for the rest.
    */
   generate(request: Request, options?: GenerateOptions): Stream;
-  /** Submits a request and resolves with all of its output. Rejects as `generate` and its stream. */
+  /** Submits a request; resolves with all its output. Rejects as `generate` and its stream. */
   generateText(request: Request, options?: GenerateOptions): Promise<Result>;
-  /** The token ids of a text. `addSpecialTokens` (default true) adds the model's own, such as bos. */
+  /** The token ids of a text. `addSpecialTokens` (default true) adds the model's own (bos). */
   encode(text: string, options?: { addSpecialTokens?: boolean }): number[];
   /** The text of token ids. `skipSpecialTokens` (default true) leaves special ones out. */
   decode(ids: Iterable<number>, options?: { skipSpecialTokens?: boolean }): string;

@@ -98,7 +98,11 @@ test('esm', async () => {
     const engine = await Engine.create({ model: process.env.MODEL });
     const { text } = await engine.generateText({ messages: [{ role: 'user', content: 'Hi' }] });
     console.log(text.length > 0, vrust.Engine === Engine, version() === buildInfo().version);
-    try { engine.generate({ prompt: 'x', n: 0 }) } catch (e) { console.log(e instanceof VrustError) }
+    try {
+      engine.generate({ prompt: 'x', n: 0 });
+    } catch (error) {
+      console.log(error instanceof VrustError);
+    }
   `, '--input-type=module');
   assert.equal(output, 'true true true\ntrue\n');
 });
