@@ -55,6 +55,7 @@ else
     stage "go binding" tests/bindings/go.sh
     stage "gateway builds" make gateway
     stage "gateway" tests/gateway/run.sh
+    stage "node binding" tests/bindings/node.sh
     stage "python binding" tests/bindings/python.sh
     stage "demo" make demo
 fi

@@ -43,6 +43,7 @@ if [ "${1:-build}" = test ]; then
     need openssl openssl
     need node nodejs
     need npm npm
+    need chromium chromium
     for component in rustfmt clippy; do
         cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
     done

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	vrust "github.com/vrust/vrust/bindings/go"
+	"github.com/vrust/vrust/examples/gateway/internal/web"
 )
 
 // Config says what to serve and how.
@@ -114,6 +115,10 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST /tokenize", s.tokenize)
 	mux.HandleFunc("POST /detokenize", s.detokenize)
 	mux.HandleFunc("GET /openapi.json", s.openAPI)
+	page := web.Handler()
+	for _, path := range []string{"/{$}", "/page.css", "/page.js"} {
+		mux.Handle("GET "+path, page)
+	}
 	for _, path := range notImplemented {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 			writeError(w, fail(http.StatusNotImplemented, "", "%s is not implemented.", r.URL.Path))
