@@ -98,6 +98,8 @@ pub struct EngineOptions {
     pub kv_cache_memory_bytes: Option<u64>,
     /// Blocks of the KV cache (without the null block), instead of bytes: for tests.
     pub num_kv_blocks: Option<usize>,
+    /// What the metrics' label `model_name` says; the model's folder when absent.
+    pub served_model_name: Option<String>,
     /// Shares the KV blocks of equal prefixes. Default true.
     pub enable_prefix_caching: bool,
     /// Cuts long prompts to the step's budget. Default true.
@@ -145,6 +147,7 @@ impl EngineOptions {
             block_size: 16,
             kv_cache_memory_bytes: None,
             num_kv_blocks: None,
+            served_model_name: None,
             enable_prefix_caching: true,
             enable_chunked_prefill: true,
             long_prefill_token_threshold: 0,

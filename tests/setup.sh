@@ -44,6 +44,7 @@ if [ "${1:-build}" = test ]; then
     need node nodejs
     need npm npm
     need chromium chromium
+    [ -x /usr/sbin/nginx ] || need nginx nginx
     for component in rustfmt clippy; do
         cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
     done

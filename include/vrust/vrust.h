@@ -311,7 +311,8 @@ typedef struct VrustEngineOptions {
   const char *chat_template;
   /// Bytes of `chat_template`.
   size_t chat_template_len;
-  /// JSON object of rarer options: num_kv_blocks, cpu_isa ("avx512_bf16", "avx512", "avx2",
+  /// JSON object of rarer options: num_kv_blocks, served_model_name (the metrics' model_name;
+  /// `model` when absent), cpu_isa ("avx512_bf16", "avx512", "avx2",
   /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
   /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
   /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),

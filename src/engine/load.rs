@@ -92,7 +92,10 @@ pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
     }
     backend.allocate(step_limits(shared, max_model_len), &kv, num_blocks + 1)?;
     shared.metrics.describe(ModelInfo {
-        model_name: options.model.display().to_string(),
+        model_name: match &options.served_model_name {
+            Some(name) => name.clone(),
+            None => options.model.display().to_string(),
+        },
         max_model_len,
         block_size: options.block_size,
         num_blocks: num_blocks + 1,

@@ -54,7 +54,8 @@ pub struct VrustEngineOptions {
     pub chat_template: *const c_char,
     /// Bytes of `chat_template`.
     pub chat_template_len: usize,
-    /// JSON object of rarer options: num_kv_blocks, cpu_isa ("avx512_bf16", "avx512", "avx2",
+    /// JSON object of rarer options: num_kv_blocks, served_model_name (the metrics' model_name;
+    /// `model` when absent), cpu_isa ("avx512_bf16", "avx512", "avx2",
     /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
     /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
     /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
@@ -238,6 +239,9 @@ fn set_extra(options: &mut EngineOptions, extra: &Map<String, Value>) -> Result<
         }
         match key.as_str() {
             "num_kv_blocks" => options.num_kv_blocks = Some(json::integer(value, key)?),
+            "served_model_name" => {
+                options.served_model_name = Some(json::string(value, key)?.to_owned());
+            }
             "cpu_isa" => options.cpu_isa = Some(cpu_isa(json::string(value, key)?)?),
             "cpu_pin_threads" => options.cpu_pin_threads = json::boolean(value, key)?,
             "debug" => set_debug(&mut options.debug, json::map(value, key)?)?,
@@ -324,6 +328,8 @@ mod tests {
     #[test]
     fn extra_options_are_strict() {
         let set = with_extra(r#"{"num_kv_blocks":9,"cpu_isa":"avx2","swap_space":0}"#).unwrap();
+        let named = with_extra(r#"{"served_model_name":"m"}"#).unwrap();
+        assert_eq!(named.served_model_name.as_deref(), Some("m"));
         assert_eq!((set.num_kv_blocks, set.cpu_isa), (Some(9), Some(CpuIsa::Avx2)));
         let cases = [
             (r#"{"swap_space":4}"#, ErrorKind::Unsupported, "swap_space"),

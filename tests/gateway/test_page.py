@@ -85,6 +85,8 @@ class Page(unittest.TestCase):
         self.assertEqual(len(models.get("data", [])), 1)
         self.assertEqual((health.status_code, health.json().get("status")), (200, "ok"))
         self.assertIn("vllm:num_requests_waiting", samples(self.server.url))
+        text = requests.get(f"{self.server.url}/metrics", timeout=10).text
+        self.assertIn('vllm:num_requests_running{model_name="demo",engine="0"}', text)
 
     def test_benchmark(self):
         async def benchmark(clients=10, each=5):

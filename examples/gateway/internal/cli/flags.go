@@ -147,6 +147,7 @@ type engineFlags struct {
 	model, chatTemplate, generationConfig, extra string
 	revision, downloadDir                        string
 	maxModelLen, kvBytes, batchedTokens          count
+	names                                        []string
 	maxLogprobs                                  int
 	noPrefix, noChunked                          bool
 	prefix, chunked                              bool

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -30,7 +31,7 @@ type serveFlags struct {
 	engineFlags
 	host, uds, rootPath, logLevel    string
 	port, maxConnections             int
-	names, keys                      []string
+	keys                             []string
 	origins, templateKwargs          string
 	certFile, keyFile                string
 	toolParser, reasoningParser      string
@@ -184,6 +185,14 @@ func (f *serveFlags) config(logger *slog.Logger) (server.Config, error) {
 	return config, nil
 }
 
+// label is what the metrics call the model.
+func (e *engineFlags) label() string {
+	if len(e.names) > 0 {
+		return e.names[0]
+	}
+	return e.model
+}
+
 // open finds the model, and waits until its engine is ready.
 func (e *engineFlags) open(ctx context.Context, progress io.Writer) (*vrust.Engine, error) {
 	folder, err := e.folder(ctx, progress)
@@ -193,6 +202,13 @@ func (e *engineFlags) open(ctx context.Context, progress io.Writer) (*vrust.Engi
 	options, err := e.resolve(folder)
 	if err != nil {
 		return nil, err
+	}
+	if options.Extra["served_model_name"] == nil {
+		options.Extra = maps.Clone(options.Extra)
+		if options.Extra == nil {
+			options.Extra = map[string]any{}
+		}
+		options.Extra["served_model_name"] = e.label()
 	}
 	engine, err := vrust.Open(ctx, options)
 	if errors.Is(err, vrust.ErrInvalidArgument) || errors.Is(err, vrust.ErrUnsupported) {

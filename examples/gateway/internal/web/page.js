@@ -149,7 +149,7 @@ let before = null;
 function samples(text) {
   const found = { values: {}, buckets: {} };
   for (const line of text.split("\n")) {
-    const match = /^([a-zA-Z_:]+)(?:\{(.*)\})? (\S+)$/.exec(line);
+    const match = /^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)$/.exec(line);
     if (!match) continue;
     const [, name, labels = "", value] = match;
     const le = /le="([^"]+)"/.exec(labels);
