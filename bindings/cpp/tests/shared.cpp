@@ -107,7 +107,8 @@ void generate() {
   CHECK(choice.finish_reason == vrust::FinishReason::stop_string && choice.stop_string == "aris");
   CHECK(choice.text.find("aris") == std::string::npos);
 
-  const std::string body = R"({"prompt":"The capital of France is","max_tokens":8,"temperature":0})";
+  const std::string body =
+      R"({"prompt":"The capital of France is","max_tokens":8,"temperature":0})";
   vrust::Stream by_json = GET(engine().submit_json(body));
   CHECK(GET(by_json.collect()).choices[0].text == first.choices[0].text);
 }
@@ -238,13 +239,14 @@ void deadline() {
 }
 
 void many_at_once() {
+  const auto prompt = [](size_t i) { return "The number " + std::to_string(i); };
   std::vector<std::string> alone;
-  for (int i = 0; i < 5; i++) alone.push_back(text_of(greedy("The number " + std::to_string(i), 12)));
+  for (size_t i = 0; i < 5; i++) alone.push_back(text_of(greedy(prompt(i), 12)));
 
   // Each with its own queue, read by several threads.
   std::vector<vrust::Stream> streams;
-  for (int i = 0; i < 100; i++) {
-    streams.push_back(GET(engine().submit(greedy("The number " + std::to_string(i), 12))));
+  for (size_t i = 0; i < 100; i++) {
+    streams.push_back(GET(engine().submit(greedy(prompt(i), 12))));
   }
   std::vector<std::string> texts(streams.size());
   std::vector<std::thread> threads;
@@ -262,7 +264,7 @@ void many_at_once() {
   vrust::Queue queue = GET(engine().create_queue());
   std::vector<vrust::Output> outputs(texts.size());
   for (size_t i = 0; i < outputs.size(); i++) {
-    vrust::Request request = greedy("The number " + std::to_string(i), 12);
+    vrust::Request request = greedy(prompt(i), 12);
     request.user_data = i;
     CHECK(GET(engine().submit(request, queue)) != 0);
   }
