@@ -7,11 +7,12 @@ MODEL ?= examples/demo-model
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 BUILD := build
 
-.PHONY: help setup build gateway demo test test-long bench header fmt clean
+.PHONY: help setup build gateway dist demo test test-long bench header fmt clean
 
 help:
 	@echo "make build      build/lib/libvrust.{so,a}, build/include/vrust/vrust.h"
 	@echo "make gateway    build/bin/vrust: the OpenAI server and its tools, in Go"
+	@echo "make dist       build/dist: a C tarball and a Python wheel for glibc 2.28 or newer"
 	@echo "make demo       build, stream from the demo model in C, then chat with vrust serve"
 	@echo "make test       every test, with the time of each stage"
 	@echo "make test-long  long property, stress and Valgrind runs"
@@ -39,6 +40,9 @@ gateway: build
 	@cd examples/gateway && PKG_CONFIG_PATH="$(CURDIR)/$(BUILD)/lib/pkgconfig" \
 		CGO_LDFLAGS='-Wl,-rpath,$$ORIGIN/../lib' CGO_LDFLAGS_ALLOW='-Wl,-rpath,.*' \
 		go build -trimpath -o "$(CURDIR)/$(BUILD)/bin/vrust" .
+
+dist: setup
+	@packaging/build.sh
 
 demo: gateway
 	@$(CC) -std=c99 -D_POSIX_C_SOURCE=200809L -O2 -Wall -Wextra -I$(BUILD)/include \

@@ -56,7 +56,10 @@ else
     stage "gateway builds" make gateway
     stage "gateway" tests/gateway/run.sh
     stage "node binding" tests/bindings/node.sh
+    stage "c++ binding" tests/bindings/cpp.sh
     stage "python binding" tests/bindings/python.sh
+    stage "packages" make dist
+    stage "packages work" packaging/test.sh
     stage "demo" make demo
 fi
 echo "total $((SECONDS - began)) s"

@@ -41,6 +41,7 @@ if [ "${1:-build}" = test ]; then
     need valgrind valgrind
     need nm binutils
     need openssl openssl
+    need unzip unzip
     need node nodejs
     need npm npm
     need chromium chromium
