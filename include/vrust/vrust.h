@@ -16,11 +16,11 @@
  *
  * What holds for every function:
  *
- * Handles. VrustEngine, VrustQueue, VrustTokenizer, VrustError and VrustBytes are named by handles,
- *   which look like pointers and are not addresses: a number of an object and of its use. Do not
- *   dereference, tag or compress them. NULL, a destroyed handle and one of another kind are
- *   VRUST_ERROR_INVALID_ARGUMENT wherever a live one is needed, never undefined behaviour; a
- *   destroy function of NULL does nothing, and a second destroy is VRUST_ERROR_INVALID_ARGUMENT.
+ * Handles. VrustEngine, VrustQueue, VrustTokenizer, VrustChatParser, VrustError and VrustBytes are
+ *   named by handles, which look like pointers and are not addresses: a number of an object and of
+ *   its use. Do not dereference, tag or compress them. NULL, a destroyed handle and one of another
+ *   kind are VRUST_ERROR_INVALID_ARGUMENT wherever a live one is needed, never undefined behaviour;
+ *   a destroy function of NULL does nothing, and a second destroy is VRUST_ERROR_INVALID_ARGUMENT.
  *   Handles may be destroyed in any order, at any time, also while other threads use them.
  *
  * Threads. Any function, on any handle, on any thread, at the same time, except that only one
@@ -72,7 +72,7 @@
 
 /// Version of the ABI that this header describes: major << 16 | minor. A library serves every
 /// program of its own major version whose minor version is not above its own.
-#define VRUST_ABI_VERSION 1
+#define VRUST_ABI_VERSION 2
 
 /// Nothing.
 #define VRUST_LOG_OFF 0
@@ -263,6 +263,9 @@
 
 /// A block of bytes that the library made: JSON or text, UTF-8 and NUL-terminated.
 typedef struct VrustBytes VrustBytes;
+
+/// Splits what a chat model writes into reasoning, content and tool calls, as it streams.
+typedef struct VrustChatParser VrustChatParser;
 
 /// A model being served: scheduler, worker thread, weights, KV cache.
 typedef struct VrustEngine VrustEngine;
@@ -925,6 +928,60 @@ VrustStatus vrust_chat_render(const struct VrustTokenizer *tokenizer,
                               uint32_t flags,
                               struct VrustBytes **text_out,
                               struct VrustError **err);
+
+/// Creates a parser for the answers to a chat of this tokenizer's model; one for each choice that
+/// streams at the same time. `options_json` (may be absent): an object of
+///   "tool_format": "auto" (the default: what the chat template shows, or none), "none", "hermes",
+///     "llama3_json", "mistral", "pythonic", "qwen3_xml" (or "qwen3_coder");
+///   "reasoning_format": "auto", "none", "think" (or "qwen3", "deepseek_r1"), "mistral";
+///   "tools": the request's; absent or empty, no calls are looked for;
+///   "chat_template_kwargs": the request's. A minimal chat is rendered with them to see whether
+///     the prompt ends inside reasoning.
+///
+/// Any thread. VRUST_ERROR_INVALID_ARGUMENT for an unknown name or field, and for malformed tools;
+/// VRUST_ERROR_TEMPLATE when the template beside the tokenizer cannot be used at all.
+VrustStatus vrust_chat_parser_create(const struct VrustTokenizer *tokenizer,
+                                     const char *options_json,
+                                     size_t options_json_len,
+                                     struct VrustChatParser **parser_out,
+                                     struct VrustError **err);
+
+/// What was decided, as a JSON object: tool_format and reasoning_format (a format's first name, or
+/// null when none is looked for), starts_in_reasoning (the prompt ends inside reasoning),
+/// keep_special_tokens (markers are special tokens here: ask for the text with
+/// VRUST_REQUEST_KEEP_SPECIAL_TOKENS). The caller destroys the bytes. Any thread.
+VrustStatus vrust_chat_parser_info_json(const struct VrustChatParser *parser,
+                                        struct VrustBytes **json_out,
+                                        struct VrustError **err);
+
+/// Takes text of the answer, in pieces of any size that are whole UTF-8, and writes what it makes
+/// certain: a JSON array, often empty, of OpenAI delta objects, each of one kind:
+///   {"reasoning":".."}
+///   {"content":".."}
+///   {"tool_calls":[{"index":0,"id":"..","type":"function","function":{"name":"..",
+///     "arguments":""}}]}
+///   {"tool_calls":[{"index":0,"function":{"arguments":".."}}]}
+/// Held back is only what may still be a marker or the beginning of a call. However the text is
+/// cut, the deltas join to the same. A call's arguments join to one JSON object, unless the model
+/// left it unfinished. Text that is no well-formed call is content, from where it went wrong.
+/// Whitespace next to a marker is part of it. The caller destroys the bytes.
+///
+/// Any thread; pieces that threads push at the same time are taken one after the other.
+VrustStatus vrust_chat_parser_push(struct VrustChatParser *parser,
+                                   const char *text,
+                                   size_t text_len,
+                                   struct VrustBytes **deltas_out,
+                                   struct VrustError **err);
+
+/// Ends the answer and writes what was held back, as vrust_chat_parser_push does. The parser is
+/// then as new: it takes another answer to the same chat, or to one with the same tools. Any
+/// thread.
+VrustStatus vrust_chat_parser_finish(struct VrustChatParser *parser,
+                                     struct VrustBytes **deltas_out,
+                                     struct VrustError **err);
+
+/// Destroys a parser. NULL is fine. Any thread.
+VrustStatus vrust_chat_parser_destroy(struct VrustChatParser *parser);
 
 /// Writes the engine's figures to `stats`, as many bytes as `size` (sizeof *stats) says; what this
 /// library does not know is zero. Never waits for a step. Any thread.

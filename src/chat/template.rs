@@ -127,6 +127,13 @@ impl ChatTemplate {
         }
     }
 
+    /// The source of the template for chats with or without tools.
+    pub(super) fn source(&self, with_tools: bool) -> String {
+        let name = if with_tools && self.tool_use.is_some() { TOOL_USE } else { DEFAULT };
+        let found = self.environment.get_template(name);
+        found.map(|template| template.source().to_owned()).unwrap_or_default()
+    }
+
     fn empty(tokenizer: &Tokenizer) -> Self {
         let mut environment = Environment::new();
         // The delimiters are the defaults, so that the builder has nothing to refuse.

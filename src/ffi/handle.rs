@@ -33,6 +33,7 @@ pub(super) enum Kind {
     Tokenizer = 0x53,
     Error = 0x54,
     Bytes = 0x55,
+    ChatParser = 0x56,
 }
 
 impl Kind {
@@ -43,6 +44,7 @@ impl Kind {
             Self::Tokenizer => "VrustTokenizer",
             Self::Error => "VrustError",
             Self::Bytes => "VrustBytes",
+            Self::ChatParser => "VrustChatParser",
         }
     }
 }

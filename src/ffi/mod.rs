@@ -30,6 +30,7 @@
 mod boundary;
 mod bytes;
 mod chat;
+mod chat_parser;
 mod engine;
 mod engine_options;
 mod error;

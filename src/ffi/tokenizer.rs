@@ -28,7 +28,7 @@ pub struct VrustTokenizer {
 pub(super) static TOKENIZERS: Table<TokenizerObject> = Table::new(Kind::Tokenizer);
 
 pub(super) struct TokenizerObject {
-    tokenizer: Arc<Tokenizer>,
+    pub(super) tokenizer: Arc<Tokenizer>,
     /// A template that cannot be used is an error when it is used.
     pub(super) template: Result<Option<Arc<ChatTemplate>>>,
 }

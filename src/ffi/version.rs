@@ -4,7 +4,7 @@ use std::ffi::c_char;
 
 /// Version of the ABI that this header describes: major << 16 | minor. A library serves every
 /// program of its own major version whose minor version is not above its own.
-pub const VRUST_ABI_VERSION: u32 = 1;
+pub const VRUST_ABI_VERSION: u32 = 2;
 
 /// Version of the ABI of the loaded library: major << 16 | minor. Any thread.
 #[unsafe(no_mangle)]
@@ -25,7 +25,7 @@ pub extern "C" fn vrust_build_info_json() -> *const c_char {
     concat!(
         r#"{"version":""#,
         env!("CARGO_PKG_VERSION"),
-        r#"","abi_version":1,"target":""#,
+        r#"","abi_version":2,"target":""#,
         env!("VRUST_TARGET"),
         r#"","profile":""#,
         env!("VRUST_PROFILE"),

@@ -20,8 +20,9 @@ export LD_LIBRARY_PATH=$lib
 jobs=$(nproc)
 
 tests=(abi_layout version error arguments engine generate stream queue poll races lifecycle failure
-    tokenizer stats log fork stress)
-quick=(version error arguments engine generate queue poll failure tokenizer stats log)
+    tokenizer chat_parser stats log fork stress)
+quick=(version error arguments engine generate queue poll failure tokenizer chat_parser stats
+    log)
 
 # The first of the named programs that is there.
 first_of() {
@@ -90,7 +91,7 @@ all() {
     build_and_run g++-c++17-static g++ -std=c++17 -x c++ static
     if [ -f examples/demo-model/config.json ] && [ -z "${VRUST_TEST_MODEL:-}" ]; then
         model=examples/demo-model
-        selected=(generate lifecycle tokenizer)
+        selected=(generate lifecycle tokenizer chat_parser)
         echo "on the demo model:"
         run gcc-c99 env
     fi

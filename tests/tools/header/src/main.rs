@@ -5,7 +5,7 @@ use std::path::Path;
 use std::{env, fs};
 
 /// The files that declare the ABI, in the order of the header.
-const NOUNS: [&str; 13] = [
+const NOUNS: [&str; 14] = [
     "version",
     "status",
     "error",
@@ -18,6 +18,7 @@ const NOUNS: [&str; 13] = [
     "request",
     "tokenizer",
     "chat",
+    "chat_parser",
     "stats",
 ];
 
