@@ -481,3 +481,46 @@ func BenchmarkToken(b *testing.B) {
 		read(b, engine, endless())
 	}
 }
+
+func TestChatParser(t *testing.T) {
+	tokenizer, err := vrust.OpenTokenizer(demoModel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tokenizer.Close()
+	_, err = tokenizer.NewChatParser(vrust.ChatParserOptions{ToolFormat: "smoke signals"})
+	if !errors.Is(err, vrust.ErrInvalidArgument) {
+		t.Errorf("%v", err)
+	}
+	parser, err := tokenizer.NewChatParser(vrust.ChatParserOptions{
+		ToolFormat: "hermes", ReasoningFormat: "think",
+		Tools: json.RawMessage(`[{"type":"function","function":{"name":"f"}}]`),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer parser.Close()
+	info, err := parser.Info()
+	if err != nil || info.ToolFormat != "hermes" || info.ReasoningFormat != "think" {
+		t.Errorf("%+v, %v", info, err)
+	}
+	var all string
+	for _, piece := range strings.SplitAfter(`<think>hm</think>yes<tool_call>{"name":"f",`+
+		`"arguments":{"a":1}}</tool_call>`, "e") {
+		deltas, err := parser.Push(piece)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all += string(deltas)
+	}
+	rest, err := parser.Finish()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all += string(rest)
+	for _, word := range []string{`"reasoning":"hm"`, `"name":"f"`, `"tool_calls"`} {
+		if !strings.Contains(all, word) {
+			t.Errorf("no %s in %s", word, all)
+		}
+	}
+}

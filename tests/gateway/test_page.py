@@ -181,6 +181,8 @@ class CommandLine(unittest.TestCase):
             (["--no-such-flag"], "no-such-flag"),
             (["--block-size", "7"], "block_size"),
             (["another"], "one model"),
+            (["--tool-call-parser", "smoke"], "smoke"),
+            (["--reasoning-parser", "smoke"], "smoke"),
         ]:
             done = run("serve", MODEL, *args)
             self.assertEqual(done.returncode, 2, (args, done.stderr))

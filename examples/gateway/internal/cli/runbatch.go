@@ -116,7 +116,11 @@ func (f *batchFlags) run(command *cobra.Command, _ []string) error {
 		return err
 	}
 	config.APIKeys = nil // Nobody else is asking.
-	done, failed, err := runBatch(ctx, server.New(config), in, out, f.concurrency)
+	handler, err := server.New(config)
+	if err != nil {
+		return usageError{err}
+	}
+	done, failed, err := runBatch(ctx, handler, in, out, f.concurrency)
 	fmt.Fprintf(command.ErrOrStderr(), "%d requests answered, %d of them with errors\n", done, failed)
 	return err
 }

@@ -126,13 +126,17 @@ func (f *serveFlags) run(command *cobra.Command, _ []string) error {
 	if err := f.complete(&config, engine); err != nil {
 		return err
 	}
+	handler, err := server.New(config)
+	if err != nil {
+		return usageError{err}
+	}
 	listener, err := f.listen()
 	if err != nil {
 		return err
 	}
 	logger.Info("ready", "model", config.ModelNames[0], "at", f.address(listener),
 		"took", time.Since(began).Round(time.Millisecond))
-	return f.serve(ctx, stop, listener, server.New(config), engine, logger)
+	return f.serve(ctx, stop, listener, handler, engine, logger)
 }
 
 func newLogger(out io.Writer, level string) (*slog.Logger, error) {

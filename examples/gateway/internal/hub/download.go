@@ -106,7 +106,26 @@ func (d *download) fetch(ctx context.Context) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(ref), 0o755); err != nil {
 		return "", err
 	}
-	return folder, os.WriteFile(ref, []byte(listing.SHA), 0o644)
+	return folder, replace(ref, listing.SHA)
+}
+
+// replace writes a file so that no reader sees it half written.
+func replace(path, text string) error {
+	fresh, err := os.CreateTemp(filepath.Dir(path), ".ref-*")
+	if err != nil {
+		return err
+	}
+	_, err = fresh.WriteString(text)
+	if closeErr := fresh.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Rename(fresh.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(fresh.Name())
+	}
+	return err
 }
 
 // choose keeps the files of use, and trusts no name that the server sends.

@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 
 	vrust "github.com/vrust/vrust/bindings/go"
@@ -14,10 +15,12 @@ type chatChoice struct {
 	reasoning strings.Builder
 	calls     []toolCall
 	splitter  splitter
-	ids       []uint32
-	logprobs  *chatLogprobs
-	begun     bool
-	finish    *vrust.Finish
+	// hideReasoning leaves the model's thoughts out.
+	hideReasoning bool
+	ids           []uint32
+	logprobs      *chatLogprobs
+	begun         bool
+	finish        *vrust.Finish
 }
 
 // toolCall is a call of a tool, as OpenAI's answers have it.
@@ -122,7 +125,7 @@ func (g *generation) chatChoices() ([]chatChoice, fields, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	body := f.without()
+	body := g.fields.without("tool_choice") // Decided here.
 	if keepSpecial {
 		body.set("skip_special_tokens", false)
 	}
@@ -181,6 +184,9 @@ func (c *chatChoice) split(d *vrust.Delta) ([]chatPart, error) {
 			return nil, err
 		}
 		parts = append(parts, rest...)
+	}
+	if c.hideReasoning {
+		parts = slices.DeleteFunc(parts, func(p chatPart) bool { return p.Reasoning != nil })
 	}
 	return parts, nil
 }

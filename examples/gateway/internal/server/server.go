@@ -59,14 +59,15 @@ type Server struct {
 	vocabulary *vocabulary
 	keys       [][sha256.Size]byte
 	metrics    *metrics
+	known      vrust.ChatParserInfo
 	created    int64
 	load       atomic.Int64
 	draining   atomic.Bool
 	handler    http.Handler
 }
 
-// New makes a server.
-func New(config Config) *Server {
+// New makes a server. ErrInvalidArgument for a parser that the library does not know.
+func New(config Config) (*Server, error) {
 	if config.MaxBodyBytes == 0 {
 		config.MaxBodyBytes = 64 << 20
 	}
@@ -83,8 +84,12 @@ func New(config Config) *Server {
 	for _, key := range config.APIKeys {
 		s.keys = append(s.keys, sha256.Sum256([]byte(key)))
 	}
+	var err error
+	if s.known, err = s.formats(); err != nil {
+		return nil, err
+	}
 	s.handler = s.routes()
-	return s
+	return s, nil
 }
 
 // ServeHTTP answers one request.

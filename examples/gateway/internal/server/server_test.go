@@ -42,7 +42,10 @@ func start(t testing.TB, options vrust.Options, change func(*Config)) (*httptest
 	if change != nil {
 		change(&config)
 	}
-	server := New(config)
+	server, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
 	web := httptest.NewServer(server)
 	t.Cleanup(func() {
 		web.CloseClientConnections()

@@ -89,9 +89,13 @@ func ways() ([3]func(body string) error, error) {
 		func(e *vrust.Engine) (func(string), error) { return byBinding(e), nil },
 		func(e *vrust.Engine) (func(string), error) {
 			tokenizer, err := e.Tokenizer()
-			return byGateway(server.New(server.Config{
+			if err != nil {
+				return nil, err
+			}
+			handler, err := server.New(server.Config{
 				Engine: e, Tokenizer: tokenizer, ModelNames: []string{"demo"}, MaxModelLen: 2048,
-			})), err
+			})
+			return byGateway(handler), err
 		},
 	} {
 		engine, err := vrust.Open(context.Background(), vrust.Options{Model: *model})
