@@ -75,7 +75,7 @@ func statusOf(code vrust.Code) int {
 	case vrust.ErrInvalidArgument, vrust.ErrUnsupported, vrust.ErrTemplate,
 		vrust.ErrContextLength, vrust.ErrTokenizer, vrust.ErrGrammar:
 		return http.StatusBadRequest
-	case vrust.ErrQueueFull, vrust.ErrShuttingDown, vrust.ErrOutOfMemory, vrust.ErrEngineFailed:
+	case vrust.ErrQueueFull, vrust.ErrShuttingDown, vrust.ErrOutOfMemory:
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError

@@ -255,8 +255,7 @@ var (
 	// serverFields are read here, or are about OpenAI's own service and change nothing here.
 	serverFields = set(`model stream stream_options request_id return_token_ids user metadata store
 		return_tokens_as_token_ids session_id service_tier safety_identifier prompt_cache_key
-		prompt_cache_retention parallel_tool_calls tool_choice include_reasoning
-		return_prompt_text verbosity truncation_side`)
+		prompt_cache_retention parallel_tool_calls tool_choice include_reasoning verbosity`)
 	// engineFields go on to the engine, which checks them and refuses what it lacks.
 	engineFields = set(`prompt messages n echo presence_penalty frequency_penalty
 		repetition_penalty temperature top_p min_p top_k seed max_tokens max_completion_tokens
