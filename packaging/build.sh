@@ -8,7 +8,8 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 machine=$(uname -m)
 glibc=2.28
 dist=$PWD/build/dist
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 1700000000)}
+: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || echo 1700000000)}"
+export SOURCE_DATE_EPOCH
 
 tools=build/packaging
 [ -x $tools/bin/python ] || python3 -m venv $tools

@@ -47,7 +47,8 @@ if [ "${1:-build}" = test ]; then
     need chromium chromium
     [ -x /usr/sbin/nginx ] || need nginx nginx
     for component in rustfmt clippy; do
-        cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
+        cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 ||
+            rustup component add "$component"
     done
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -372,7 +372,8 @@ func TestCloseWhileRunning(t *testing.T) {
 	engine.Close()
 	group.Wait()
 	engine.Close()
-	if _, err := engine.Submit(context.Background(), endless()); !errors.Is(err, vrust.ErrShuttingDown) {
+	_, err := engine.Submit(context.Background(), endless())
+	if !errors.Is(err, vrust.ErrShuttingDown) {
 		t.Errorf("after the end: %v", err)
 	}
 	if engine.State() != vrust.Closed {

@@ -150,7 +150,8 @@ class Edges(unittest.TestCase):
     def test_garbage_is_answered(self):
         with Server() as server:
             for garbage in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\0" * 100,
-                            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+                            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
+                            b"Content-Length: -1\r\n\r\n",
                             b"GET /../../../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n"):
                 with socket.create_connection(address(server)) as connection:
                     connection.sendall(garbage)

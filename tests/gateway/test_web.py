@@ -9,7 +9,8 @@ from playwright.sync_api import expect, sync_playwright
 
 from harness import BUILD, Server
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Web(unittest.TestCase):

@@ -104,6 +104,36 @@ fn files_lines_and_functions_stay_small() {
 }
 
 #[test]
+fn files_of_other_languages_stay_small() {
+    let mut problems = Vec::new();
+    let mut files = Vec::new();
+    for dir in ["bindings", "examples", "tests", "packaging"] {
+        walk(&root().join(dir), &mut files);
+    }
+    for path in files {
+        let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+        if !["c", "cpp", "css", "go", "h", "hpp", "js", "mjs", "py", "sh", "ts"]
+            .contains(&extension.as_str())
+        {
+            continue;
+        }
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let count = text.lines().count();
+        if count > MAX_FILE {
+            problems.push(format!("{}: {count} lines, limit {MAX_FILE}", path.display()));
+        }
+        for (number, line) in text.lines().enumerate() {
+            let width = line.chars().count();
+            if width > MAX_LINE {
+                let at = format!("{}:{}", path.display(), number + 1);
+                problems.push(format!("{at}: {width} characters, limit {MAX_LINE}"));
+            }
+        }
+    }
+    report(&problems);
+}
+
+#[test]
 fn unsafe_and_exports_stay_in_their_rooms() {
     let mut problems = Vec::new();
     for (path, text) in rust_sources("src") {
@@ -128,7 +158,17 @@ fn the_repository_speaks_of_itself_alone() {
     let banned =
         [["/wo", "rk/"], ["/ro", "ot/"], ["/ho", "me/"], ["farm-", "bench"]].map(|h| h.concat());
     let mut problems = Vec::new();
-    for dir in ["src", "tests", "benches", "examples", "bindings", "include", "kernels", ".ci"] {
+    for dir in [
+        "src",
+        "tests",
+        "benches",
+        "examples",
+        "bindings",
+        "include",
+        "kernels",
+        "packaging",
+        ".ci",
+    ] {
         let mut files = Vec::new();
         walk(&root().join(dir), &mut files);
         for path in files {

@@ -58,7 +58,8 @@ func TestKubernetes(t *testing.T) {
 			t.Errorf("the pods lack %s=%s", key, value)
 		}
 	}
-	if container.ReadinessProbe.HTTPGet.Path != "/health" || *pod.Spec.TerminationGracePeriodSeconds < 300 {
+	grace := *pod.Spec.TerminationGracePeriodSeconds
+	if container.ReadinessProbe.HTTPGet.Path != "/health" || grace < 300 {
 		t.Errorf("probes %+v", container.ReadinessProbe)
 	}
 	var service corev1.Service

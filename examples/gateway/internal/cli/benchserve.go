@@ -145,7 +145,9 @@ func (b *serving) run() error {
 
 // bodies are the requests. Prompts are random tokens of words that the server's own tokenizer
 // gave, so that no tokenizer is needed here.
-func (b *serving) bodies(ctx context.Context, c *client.Client, random *rand.Rand) ([]map[string]any, error) {
+func (b *serving) bodies(
+	ctx context.Context, c *client.Client, random *rand.Rand,
+) ([]map[string]any, error) {
 	const words = "the quick brown fox jumps over a lazy dog while many small boats sail past old " +
 		"stone harbours under grey morning skies and children sing songs about rivers and trains"
 	var found struct{ Tokens []uint32 }

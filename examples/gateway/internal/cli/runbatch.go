@@ -180,7 +180,9 @@ func runBatch(
 }
 
 // parseBatchLine reads a line and says what is wrong with it, or "".
-func parseBatchLine(text []byte, number int, seen map[string]bool) (line batchLine, problem string) {
+func parseBatchLine(
+	text []byte, number int, seen map[string]bool,
+) (line batchLine, problem string) {
 	wrong := func(format string, args ...any) (batchLine, string) {
 		return line, fmt.Sprintf("line %d: ", number) + fmt.Sprintf(format, args...)
 	}

@@ -359,7 +359,9 @@ func (d *download) list(ctx context.Context, address string, into any) error {
 }
 
 // get asks the hub. The token goes along to the hub's own host alone, redirected or not.
-func (d *download) get(ctx context.Context, address string, header http.Header) (*http.Response, error) {
+func (d *download) get(
+	ctx context.Context, address string, header http.Header,
+) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, err

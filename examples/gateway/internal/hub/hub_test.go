@@ -275,7 +275,8 @@ func TestWrongChecksum(t *testing.T) {
 func TestTokenGoesToTheHubAlone(t *testing.T) {
 	s := newStandIn(t)
 	s.private = true
-	if _, err := resolve(Options{}); !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), "gated") {
+	_, err := resolve(Options{})
+	if !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), "gated") {
 		t.Errorf("without a token: %v", err)
 	}
 	t.Setenv("HF_TOKEN", "secret")
@@ -386,7 +387,8 @@ func TestFoldersAndBar(t *testing.T) {
 	for i := range int64(5) {
 		bar(i<<20, 4<<20)
 	}
-	if text := out.String(); strings.Count(text, "\n") != 2 || !strings.Contains(text, "100 % of 4.0 MiB") {
+	text := out.String()
+	if strings.Count(text, "\n") != 2 || !strings.Contains(text, "100 % of 4.0 MiB") {
 		t.Errorf("%q", text)
 	}
 }

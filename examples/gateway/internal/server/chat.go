@@ -117,7 +117,8 @@ func (g *generation) chatChoices() ([]chatChoice, fields, error) {
 	if g.echo {
 		return nil, nil, badRequest("echo", "echo: chats cannot echo their prompt")
 	}
-	if err := f.getAll(map[string]any{"logprobs": &g.logprobs, "top_logprobs": &g.numTop}); err != nil {
+	err := f.getAll(map[string]any{"logprobs": &g.logprobs, "top_logprobs": &g.numTop})
+	if err != nil {
 		return nil, nil, err
 	}
 	choices := make([]chatChoice, g.n)

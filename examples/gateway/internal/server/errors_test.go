@@ -16,7 +16,9 @@ import (
 )
 
 // expectError checks that an answer is an error as OpenAI's clients read it.
-func expectError(t testing.TB, what string, status int, document object, code int, param, word string) {
+func expectError(
+	t testing.TB, what string, status int, document object, code int, param, word string,
+) {
 	t.Helper()
 	e, ok := document["error"].(object)
 	if !ok || status != code {

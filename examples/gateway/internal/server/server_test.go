@@ -137,7 +137,8 @@ func TestCompletionShape(t *testing.T) {
 	}
 	usage := whole["usage"].(object)
 	expectKeys(t, "usage", usage, "prompt_tokens completion_tokens total_tokens")
-	if usage["completion_tokens"] != 6.0 || usage["total_tokens"] != usage["prompt_tokens"].(float64)+6 {
+	total := usage["prompt_tokens"].(float64) + 6
+	if usage["completion_tokens"] != 6.0 || usage["total_tokens"] != total {
 		t.Errorf("usage %v", usage)
 	}
 	text := ""

@@ -154,7 +154,8 @@ function samples(text) {
     const [, name, labels = "", value] = match;
     const le = /le="([^"]+)"/.exec(labels);
     if (le) {
-      (found.buckets[name] ??= []).push([le[1] === "+Inf" ? Infinity : Number(le[1]), Number(value)]);
+      const bound = le[1] === "+Inf" ? Infinity : Number(le[1]);
+      (found.buckets[name] ??= []).push([bound, Number(value)]);
     } else {
       found.values[name] = (found.values[name] ?? 0) + Number(value);
     }

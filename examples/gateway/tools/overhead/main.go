@@ -156,7 +156,8 @@ func main() {
 		os.Exit(1)
 	}
 	names := []string{"C ABI alone", "Go binding", "gateway, no write"}
-	fmt.Printf("%-20s %12s %10s %22s\n", "processor time, µs", "a request", "a token", "more than the C ABI")
+	fmt.Printf("%-20s %12s %10s %22s\n", "processor time, µs", "a request", "a token",
+		"more than the C ABI")
 	for i := range names {
 		var request, token, moreRequest, moreToken []float64
 		for round, c := range found[i] {
