@@ -32,6 +32,7 @@ build: setup
 	@ln -sf libvrust.so.0 $(BUILD)/lib/libvrust.so
 	@cp -f target/release/libvrust.a $(BUILD)/lib/
 	@cp -f include/vrust/vrust.h $(BUILD)/include/vrust/
+	@cp -rf bindings/cpp/include/vrust/. $(BUILD)/include/vrust/
 	@sed -e 's/@VERSION@/$(VERSION)/' cmake/vrust.pc.in > $(BUILD)/lib/pkgconfig/vrust.pc
 
 # Go's own cache knows what has changed. The library is found beside the command.

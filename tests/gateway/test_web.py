@@ -47,6 +47,7 @@ class Web(unittest.TestCase):
         self.assertIn("Hello!", answers[0])
         expect(page.locator("#v-ttft")).to_contain_text("p50", timeout=10000)
         expect(page.locator("#c-tokens polyline")).to_have_count(1, timeout=10000)
+        expect(page.locator("#c-ttft polyline")).to_have_count(2)
         page.screenshot(path=str(BUILD / "page.png"))
         page.locator("#clear").click()
         self.assertEqual(page.locator(".turn").count(), 0)

@@ -142,7 +142,7 @@ $("key").addEventListener("change", connect);
 
 // ---- Figures ----
 
-const series = { tokens: [], running: [], waiting: [], kv: [] };
+const series = { tokens: [], running: [], waiting: [], kv: [], p50: [], p99: [] };
 let before = null;
 
 // samples reads Prometheus' text: values by name, and the buckets of histograms by `le`.
@@ -215,6 +215,9 @@ async function figures() {
     const ttft = now.buckets["vllm:time_to_first_token_seconds_bucket"];
     if (ttft?.at(-1)[1]) {
       const ms = (share) => (1000 * percentile(ttft, share)).toFixed(1);
+      add("p50", percentile(ttft, 0.5));
+      add("p99", percentile(ttft, 0.99));
+      draw("c-ttft", series.p50, series.p99);
       $("v-ttft").textContent = `p50 ${ms(0.5)} ms, p90 ${ms(0.9)} ms, p99 ${ms(0.99)} ms`;
     }
   } catch {

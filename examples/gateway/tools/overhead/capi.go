@@ -43,16 +43,6 @@ static int64_t run_capi(const char *body, size_t body_len, int count) {
     }
     return tokens;
 }
-
-#include <sys/resource.h>
-
-// cpu_seconds is the processor time of the process.
-static double cpu_seconds(void) {
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
-    return used.ru_utime.tv_sec + used.ru_stime.tv_sec +
-           1e-6 * (used.ru_utime.tv_usec + used.ru_stime.tv_usec);
-}
 */
 import "C"
 
@@ -60,9 +50,6 @@ import (
 	"fmt"
 	"unsafe"
 )
-
-// cpuSeconds is the processor time of this process so far.
-func cpuSeconds() float64 { return float64(C.cpu_seconds()) }
 
 // openCAPI makes the engine that runCAPI uses.
 func openCAPI(model string) error {

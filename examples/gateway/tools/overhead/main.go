@@ -1,5 +1,5 @@
-// Command overhead measures what the Go binding and the gateway add to the C ABI: processor time
-// a request and a streamed token, for the same requests on the same model.
+// Command overhead measures what the Go binding and the gateway add to the C ABI: processor time of
+// the host's threads a request and a streamed token, for the same requests on the same model.
 //
 // Three ways, each with an engine of its own: a C loop that submits and polls; the binding's
 // streams; the gateway's handler, whose answers go nowhere (the write call is not its cost). Cost
@@ -123,15 +123,15 @@ func measure() (costs [3][]cost, err error) {
 	n := float64(*count)
 	for round := range *rounds + 1 {
 		for i, way := range all {
-			begin := cpuSeconds()
+			begin := hostSeconds()
 			if err := way(body(1)); err != nil {
 				return costs, err
 			}
-			middle := cpuSeconds()
+			middle := hostSeconds()
 			if err := way(body(*tokens)); err != nil {
 				return costs, err
 			}
-			short, long := middle-begin, cpuSeconds()-middle
+			short, long := middle-begin, hostSeconds()-middle
 			if round == 0 {
 				continue // Warming up.
 			}
