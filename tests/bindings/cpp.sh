@@ -22,11 +22,11 @@ build() {
     began=$SECONDS
     shift
     # shellcheck disable=SC2086
-    "$@" $warnings $includes -g "$tests/shared.cpp" -o "$out/$name-shared" \
+    "$@" $warnings $includes "$tests/shared.cpp" -o "$out/$name-shared" \
         -L"$build/lib" -lvrust -pthread &
     first=$!
     # shellcheck disable=SC2086
-    "$@" $warnings $includes -g "$tests/cpp.cpp" "$tests/unit.cpp" "$tests/unit_plain.cpp" \
+    "$@" $warnings $includes "$tests/cpp.cpp" "$tests/unit.cpp" "$tests/unit_plain.cpp" \
         -o "$out/$name-cpp" -L"$build/lib" -lvrust -pthread
     wait $first
 }
@@ -71,14 +71,14 @@ sanitizers() {
     sanitizer_works LeakSanitizer -fsanitize=address \
         '#include <cstdlib>
          void* volatile kept; int main() { kept = std::malloc(99); kept = nullptr; }'
-    build clang++-asan-ubsan clang++ -std=c++17 -O0 -DVRUST_TEST_SANITIZED \
+    build clang++-asan-ubsan clang++ -std=c++17 -O0 -g1 -DVRUST_TEST_SANITIZED \
         -fsanitize=address,undefined -fno-sanitize-recover=all
     ASAN_OPTIONS=detect_leaks=1 run clang++-asan-ubsan
 
     sanitizer_works ThreadSanitizer -fsanitize=thread \
         '#include <thread>
          int n; int main() { std::thread a([] { n++; }), b([] { n++; }); a.join(); b.join(); }'
-    build clang++-tsan clang++ -std=c++17 -O0 -DVRUST_TEST_SANITIZED -fsanitize=thread
+    build clang++-tsan clang++ -std=c++17 -O0 -g1 -DVRUST_TEST_SANITIZED -fsanitize=thread
     # libvrust is not instrumented: ThreadSanitizer cannot see how it orders its own accesses, nor
     # that its lock stands between the making, the calls and the end of a log callback.
     echo "race:vrust::*::detail::write_log" >"$out/suppressions"
@@ -123,7 +123,7 @@ build clang++ clang++ -std=c++17 -O0
 run clang++
 compile_only g++ -std=c++20 "$tests/cpp20.cpp" "$tests/cpp.cpp"
 compile_only clang++ -std=c++20 "$tests/cpp20.cpp" "$tests/cpp.cpp"
-compile_only clang++ -std=c++17 "$tests/cpp.cpp" "$tests/shared.cpp" -DVRUST_NO_EXCEPTIONS
+compile_only clang++ -std=c++17 "$tests/cpp.cpp" -DVRUST_NO_EXCEPTIONS
 sanitizers
 install
 echo "$passed passed"
