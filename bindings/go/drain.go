@@ -44,6 +44,7 @@ func (c *core) drain() {
 			}
 		})
 	}
+	c.ending.Store(true)
 	c.endStreams(ended, err)
 	c.wake.Close()
 	C.vrust_queue_destroy(c.queue)

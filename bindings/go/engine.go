@@ -53,6 +53,7 @@ type core struct {
 	drained chan struct{}
 	once    sync.Once
 	closed  atomic.Bool
+	ending  atomic.Bool // The queue is about to be destroyed: it has no more events.
 	nextKey atomic.Uint64
 	mu      sync.Mutex
 	streams map[uint64]*Stream
@@ -234,13 +235,26 @@ func (c *core) submit(body []byte) (*Stream, error) {
 	status := C.vrust_submit_json(c.engine, c.queue, data, size, C.uint64_t(key), &id, &failure)
 	if err := check(status, failure); err != nil {
 		c.forget(key)
-		if c.closed.Load() {
-			return nil, errClosed()
-		}
-		return nil, err
+		return nil, c.whyEnded(err)
 	}
 	stream.id = uint64(id)
 	return stream, nil
+}
+
+// whyEnded is what a refused request should hear once the queue is gone: that the engine is closed
+// or has failed, not that a handle is stale.
+func (c *core) whyEnded(err error) error {
+	if c.closed.Load() {
+		return errClosed()
+	}
+	if !c.ending.Load() {
+		return err
+	}
+	var state C.uint32_t
+	if C.vrust_engine_state(c.engine, &state, nil) >= 0 && state == C.VRUST_STATE_FAILED {
+		return &Error{Code: ErrEngineFailed, Message: "the engine has failed"}
+	}
+	return errClosed()
 }
 
 func (c *core) forget(key uint64) {

@@ -67,10 +67,12 @@ type Stream struct {
 	id     uint64
 	ended  atomic.Bool
 	signal chan struct{}
-	stop   func() bool
-	mu     sync.Mutex
-	items  []item
-	done   bool
+	// watched is the end of Submit's context, which signals as well.
+	watched <-chan struct{}
+	stop    func() bool
+	mu      sync.Mutex
+	items   []item
+	done    bool
 }
 
 // item is a delta that may still grow, or the error that ended the stream.
@@ -109,7 +111,11 @@ func (e *Engine) SubmitJSON(ctx context.Context, body []byte) (*Stream, error) {
 		return nil, err
 	}
 	if ctx.Done() != nil {
-		stream.watch(context.AfterFunc(ctx, stream.abort))
+		stream.watched = ctx.Done()
+		stream.watch(context.AfterFunc(ctx, func() {
+			stream.abort()
+			stream.wake()
+		}))
 	}
 	return stream, nil
 }
@@ -144,9 +150,15 @@ func (s *Stream) Next(ctx context.Context) (Delta, error) {
 		if found {
 			return delta, err
 		}
-		select {
-		case <-s.signal:
-		case <-ctx.Done():
+		if done := ctx.Done(); done == nil || done == s.watched { // One channel is cheaper than two.
+			<-s.signal
+		} else {
+			select {
+			case <-s.signal:
+			case <-ctx.Done():
+			}
+		}
+		if ctx.Err() != nil {
 			return Delta{}, context.Cause(ctx)
 		}
 	}
@@ -228,6 +240,11 @@ func (s *Stream) end(ended bool) {
 	if stop != nil {
 		stop()
 	}
+	s.wake()
+}
+
+// wake has the reader look again.
+func (s *Stream) wake() {
 	select {
 	case s.signal <- struct{}{}:
 	default:

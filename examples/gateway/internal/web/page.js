@@ -85,16 +85,26 @@ async function answer() {
       throw new Error(error.message ?? error);
     }
     shown = turn("assistant");
+    let painted = begin;
+    const paint = () => {
+      shown.body.textContent = text;
+      $("log").scrollTop = $("log").scrollHeight;
+    };
     for await (const chunk of events(response.body)) {
       if (chunk.error) throw new Error(chunk.error.message);
       const delta = chunk.choices[0]?.delta;
       if (delta?.content || delta?.reasoning) first ||= performance.now();
       shown.reasoning.textContent += delta?.reasoning ?? "";
       text += delta?.content ?? "";
-      shown.body.textContent = text;
-      $("log").scrollTop = $("log").scrollHeight;
       tokens = chunk.usage?.completion_tokens ?? tokens;
+      // A fast model sends more chunks than a screen shows: paint some, and let clicks in.
+      if (performance.now() - painted > 30) {
+        paint();
+        await new Promise((done) => setTimeout(done));
+        painted = performance.now();
+      }
     }
+    paint();
     const took = performance.now() - begin;
     $("status").textContent = `${tokens} tokens in ${(took / 1000).toFixed(2)} s, first after ` +
       `${((first || performance.now()) - begin).toFixed(0)} ms`;
@@ -102,6 +112,7 @@ async function answer() {
     if (problem.name === "AbortError") $("status").textContent = "stopped";
     else turn("error", problem.message);
   } finally {
+    if (shown) shown.body.textContent = text;
     if (text) chat.push({ role: "assistant", content: text });
     running = null;
     busy(false);
