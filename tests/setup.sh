@@ -43,6 +43,7 @@ if [ "${1:-build}" = test ]; then
     need openssl openssl
     need unzip unzip
     need node nodejs
+    need node libnode-dev
     need npm npm
     need chromium chromium
     [ -x /usr/sbin/nginx ] || need nginx nginx
