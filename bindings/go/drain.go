@@ -19,6 +19,8 @@ type batch struct {
 	events []C.VrustEvent
 	arena  []byte
 	filled []byte
+	// readers are the streams that got something.
+	readers []*Stream
 }
 
 // drain is the goroutine of an engine that hands its events out. It waits in the network poller
@@ -34,7 +36,7 @@ func (c *core) drain() {
 				status, events := c.poll(into)
 				switch {
 				case status == C.VRUST_OK || status == C.VRUST_TRUNCATED:
-					c.hand(events, into.filled)
+					c.hand(events, into)
 				case status == C.VRUST_TIMEOUT:
 					return false
 				default:
@@ -72,9 +74,11 @@ func (c *core) poll(into *batch) (C.VrustStatus, []C.VrustEvent) {
 	}
 }
 
-// hand gives events to their streams. Neighbours of one stream go together, so that the last
-// text of a choice and its end come as one delta.
-func (c *core) hand(events []C.VrustEvent, arena []byte) {
+// hand gives events to their streams, and then wakes the readers: a step has an event for each
+// stream, and readers that wake together cost Go's scheduler far less than one at a time.
+// Neighbours of one stream go together, so that the last text of a choice and its end come as one
+// delta.
+func (c *core) hand(events []C.VrustEvent, into *batch) {
 	for len(events) > 0 {
 		first := &events[0]
 		if first.request_id == 0 {
@@ -87,17 +91,28 @@ func (c *core) hand(events []C.VrustEvent, arena []byte) {
 			count++
 		}
 		ended := events[count-1].flags&C.VRUST_EVENT_LAST != 0
-		c.mu.Lock()
-		stream := c.streams[uint64(first.user_data)]
-		if ended {
-			delete(c.streams, uint64(first.user_data))
-		}
-		c.mu.Unlock()
-		if stream != nil {
-			stream.push(events[:count], arena, ended)
+		if stream := c.stream(uint64(first.user_data), ended); stream != nil {
+			stream.push(events[:count], into.filled, ended)
+			into.readers = append(into.readers, stream)
 		}
 		events = events[count:]
 	}
+	for i, reader := range into.readers {
+		reader.wake()
+		into.readers[i] = nil
+	}
+	into.readers = into.readers[:0]
+}
+
+// stream finds a stream, and forgets it if it ends here.
+func (c *core) stream(key uint64, ended bool) *Stream {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	found := c.streams[key]
+	if ended {
+		delete(c.streams, key)
+	}
+	return found
 }
 
 func (c *core) engineEvent(event *C.VrustEvent) {

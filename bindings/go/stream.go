@@ -73,7 +73,13 @@ type Stream struct {
 	mu      sync.Mutex
 	items   []item
 	done    bool
+	// ids is what is left of a piece of memory that deltas' token ids are cut from: an allocation
+	// for each token would cost more than the token's way.
+	ids []uint32
 }
+
+// idsPiece is how many token ids are allocated at once.
+const idsPiece = 64
 
 // item is a delta that may still grow, or the error that ended the stream.
 type item struct {
@@ -212,7 +218,7 @@ func (s *Stream) take() (Delta, error, bool) {
 	return delta, err, true
 }
 
-// push adds events, extending the newest delta where it can.
+// push adds events, extending the newest delta where it can. The caller then wakes the reader.
 func (s *Stream) push(events []C.VrustEvent, arena []byte, ended bool) {
 	s.mu.Lock()
 	for i := range events {
@@ -225,9 +231,10 @@ func (s *Stream) fail(err error) {
 	s.mu.Lock()
 	s.next().err = err
 	s.end(true)
+	s.wake()
 }
 
-// end unlocks the stream and wakes its reader.
+// end unlocks the stream.
 func (s *Stream) end(ended bool) {
 	var stop func() bool
 	if ended {
@@ -240,7 +247,6 @@ func (s *Stream) end(ended bool) {
 	if stop != nil {
 		stop()
 	}
-	s.wake()
 }
 
 // wake has the reader look again.
@@ -280,11 +286,11 @@ func (s *Stream) add(event *C.VrustEvent, arena []byte) {
 	choice := int(event.choice)
 	switch event.kind {
 	case C.VRUST_EVENT_DELTA:
-		s.open(choice).extend(event, arena)
+		s.extend(s.open(choice), event, arena)
 	case C.VRUST_EVENT_PROMPT:
 		prompt := s.next()
 		prompt.delta.Choice, prompt.delta.IsPrompt = choice, true
-		prompt.extend(event, arena)
+		s.extend(prompt, event, arena)
 	case C.VRUST_EVENT_FINISHED:
 		s.open(choice).delta.Finish = finishOf(event, arena)
 	case C.VRUST_EVENT_ERROR:
@@ -296,16 +302,30 @@ func (s *Stream) add(event *C.VrustEvent, arena []byte) {
 	}
 }
 
-func (it *item) extend(event *C.VrustEvent, arena []byte) {
+func (s *Stream) extend(it *item, event *C.VrustEvent, arena []byte) {
 	it.text = append(it.text, textAt(event, arena)...)
 	if event.num_tokens > 0 {
 		ids := unsafe.Slice((*uint32)(unsafe.Pointer(&arena[event.tokens_offset])), event.num_tokens)
-		it.delta.TokenIDs = append(it.delta.TokenIDs, ids...)
+		it.delta.TokenIDs = s.appendIDs(it.delta.TokenIDs, ids)
 	}
 	if event.num_logprobs > 0 {
 		first := (*C.VrustLogprob)(unsafe.Pointer(&arena[event.logprobs_offset]))
 		it.addLogprobs(unsafe.Slice(first, event.num_logprobs))
 	}
+}
+
+// appendIDs appends. A delta's first ids, most often its only one, are cut from the piece.
+func (s *Stream) appendIDs(to, ids []uint32) []uint32 {
+	if len(to) > 0 || len(ids) > idsPiece/4 {
+		return append(to, ids...)
+	}
+	if len(ids) > len(s.ids) {
+		s.ids = make([]uint32, idsPiece)
+	}
+	own := s.ids[:len(ids):len(ids)] // Full: what is appended later goes elsewhere.
+	s.ids = s.ids[len(ids):]
+	copy(own, ids)
+	return own
 }
 
 // addLogprobs appends one list for each position, up to the last one that has records.

@@ -228,7 +228,8 @@ func (g *generation) answerChat(w http.ResponseWriter, r *http.Request, choices 
 	var prompt *vrust.Delta
 	err := g.each(r.Context(), func(_ int, d *vrust.Delta) error {
 		if d.IsPrompt {
-			prompt = d
+			kept := *d
+			prompt = &kept
 			return nil
 		}
 		return g.growChat(&choices[d.Choice], d)

@@ -133,8 +133,9 @@ func (g *generation) answerCompletions(
 	found := make([]completion, len(prompts)*g.n)
 	err := g.each(r.Context(), func(prompt int, d *vrust.Delta) error {
 		if d.IsPrompt {
+			kept := *d
 			for i := range g.n {
-				found[prompt*g.n+i].prompt = d
+				found[prompt*g.n+i].prompt = &kept
 			}
 			return nil
 		}
@@ -198,8 +199,9 @@ func (g *generation) streamCompletions(
 	begin := g.chunkBegin("text_completion")
 	err := g.each(r.Context(), func(prompt int, d *vrust.Delta) error {
 		if d.IsPrompt {
+			kept := *d
 			for i := range g.n {
-				found[prompt*g.n+i].prompt = d
+				found[prompt*g.n+i].prompt = &kept
 			}
 			return nil
 		}

@@ -139,7 +139,8 @@ func (g *generation) close() {
 	}
 }
 
-// each calls with every delta of every prompt, from one goroutine, until the streams end.
+// each calls with every delta of every prompt, from one goroutine, until the streams end. A delta
+// is the callee's until it returns: the next one may take its place.
 func (g *generation) each(ctx context.Context, call func(prompt int, d *vrust.Delta) error) error {
 	if len(g.streams) == 1 {
 		return drainStream(ctx, g.streams[0], func(d *vrust.Delta) error { return call(0, d) })
@@ -163,7 +164,8 @@ func (g *generation) each(ctx context.Context, call func(prompt int, d *vrust.De
 	for i, stream := range g.streams {
 		go func() {
 			err := drainStream(ctx, stream, func(d *vrust.Delta) error {
-				return give(piece{prompt: i, delta: d})
+				kept := *d
+				return give(piece{prompt: i, delta: &kept})
 			})
 			_ = give(piece{prompt: i, err: err})
 		}()
@@ -189,8 +191,10 @@ func (g *generation) each(ctx context.Context, call func(prompt int, d *vrust.De
 }
 
 func drainStream(ctx context.Context, s *vrust.Stream, call func(*vrust.Delta) error) error {
+	var delta vrust.Delta // One for all: a delta for each token would be garbage for each token.
 	for {
-		delta, err := s.Next(ctx)
+		var err error
+		delta, err = s.Next(ctx)
 		if err == io.EOF {
 			return nil
 		}

@@ -12,8 +12,10 @@ import (
 type events struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
-	begun   bool
-	buffer  []byte
+	// flush is the control's, looked up once and not for every token.
+	flush  func() error
+	begun  bool
+	buffer []byte
 	// patience is how long a write may take. The deadline is not moved for every token, but when
 	// a quarter of it has passed.
 	patience time.Duration
@@ -22,7 +24,22 @@ type events struct {
 
 func (g *generation) newEvents(w http.ResponseWriter) *events {
 	patience := g.server.config.WritePatience
-	return &events{w: w, control: http.NewResponseController(w), patience: patience}
+	control := http.NewResponseController(w)
+	return &events{w: w, control: control, flush: flusher(w, control), patience: patience}
+}
+
+// flusher finds what sends a writer's bytes on.
+func flusher(w http.ResponseWriter, control *http.ResponseController) func() error {
+	for {
+		switch writer := w.(type) {
+		case interface{ FlushError() error }:
+			return writer.FlushError
+		case interface{ Unwrap() http.ResponseWriter }:
+			w = writer.Unwrap()
+		default:
+			return control.Flush
+		}
+	}
 }
 
 // send writes what stands in the buffer, which the caller has filled with whole events.
@@ -44,7 +61,7 @@ func (e *events) send() error {
 	if err != nil {
 		return err
 	}
-	return e.control.Flush()
+	return e.flush()
 }
 
 // add puts a document into the buffer as one event.
