@@ -24,6 +24,26 @@ pub enum ModelDType {
     BFloat16,
 }
 
+/// How weights are rounded to integers when they are loaded. The inputs of linear layers are
+/// rounded to 8 bits as they come; sums between groups, and everything else, stay as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// 8 bits, one scale for each output.
+    Int8,
+    /// 4 bits, one scale for each 32 inputs of an output; the vocabulary's matrices as `Int8`.
+    Int4,
+}
+
+impl Quantization {
+    /// As options and info spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+}
+
 /// Order of the waiting queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SchedulingPolicy {
@@ -87,6 +107,8 @@ pub struct EngineOptions {
     pub dtype: ModelDType,
     /// Most positions of a sequence; the model's own limit when absent.
     pub max_model_len: Option<usize>,
+    /// How weights are rounded when they are loaded; not at all when absent.
+    pub quantization: Option<Quantization>,
     /// Most sequences of a step. Default 128.
     pub max_num_seqs: usize,
     /// Most tokens of a step. Default 2048.
@@ -141,6 +163,7 @@ impl EngineOptions {
             skip_tokenizer: false,
             load_format: LoadFormat::Auto,
             dtype: ModelDType::Auto,
+            quantization: None,
             max_model_len: None,
             max_num_seqs: 128,
             max_num_batched_tokens: 2048,

@@ -118,6 +118,19 @@ pub struct LinearPart {
 pub struct LinearSpec {
     /// The parts, in output order; all have the same number of columns.
     pub parts: Vec<LinearPart>,
+    /// What the model does with it.
+    pub role: LinearRole,
+}
+
+/// What a model does with a matrix: quantization treats them differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearRole {
+    /// A linear layer within the model.
+    Hidden,
+    /// The embedding of tokens, the head, or both: rows are looked up, and logits come from it.
+    Vocabulary,
+    /// Learned positions: rows are looked up.
+    Positions,
 }
 
 /// The largest step that the engine will ask for; activations and scratch are sized by it.

@@ -9,7 +9,7 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{Backend, ComputeType, KvSpec, StepLimits};
 use crate::chat::ChatTemplate;
-use crate::config::BackendKind;
+use crate::config::{BackendKind, Quantization};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::ModelInfo;
 use crate::model::{self, LoadOptions};
@@ -110,10 +110,15 @@ pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
 
 fn make_backend(shared: &Shared, compute: ComputeType) -> Result<Box<dyn Backend>> {
     let options = &shared.options;
+    if let (BackendKind::Reference, Some(_)) = (options.backend, options.quantization) {
+        let message = "quantization: the reference backend keeps weights as they are";
+        return Err(Error::new(ErrorKind::Unsupported, message).with("field", "quantization"));
+    }
     Ok(match options.backend {
         BackendKind::Reference => Box::new(ReferenceBackend::new(compute)),
         BackendKind::Cpu => Box::new(CpuBackend::new(CpuOptions {
             compute,
+            quantization: options.quantization,
             threads: options.cpu_threads,
             isa: options.cpu_isa,
             pin: options.cpu_pin_threads,
@@ -232,6 +237,7 @@ fn info(
         "architecture": config.architecture,
         "backend": backend.describe(),
         "dtype": dtype_name(compute),
+        "quantization": options.quantization.map(Quantization::name),
         "vocab_size": config.vocab_size,
         "max_model_len": max_model_len,
         "eos_token_ids": config.eos_token_ids.iter().map(|t| t.0).collect::<Vec<_>>(),

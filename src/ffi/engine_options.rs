@@ -7,7 +7,8 @@ use super::input::{self, Versioned, flag, optional_text, owned, text, zeroed};
 use super::json;
 use super::version::VRUST_ABI_VERSION;
 use crate::config::{
-    BackendKind, CpuIsa, DebugOptions, EngineOptions, LoadFormat, ModelDType, SchedulingPolicy,
+    BackendKind, CpuIsa, DebugOptions, EngineOptions, LoadFormat, ModelDType, Quantization,
+    SchedulingPolicy,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -55,7 +56,9 @@ pub struct VrustEngineOptions {
     /// Bytes of `chat_template`.
     pub chat_template_len: usize,
     /// JSON object of rarer options: num_kv_blocks, served_model_name (the metrics' model_name;
-    /// `model` when absent), cpu_isa ("avx512_bf16", "avx512", "avx2",
+    /// `model` when absent), quantization ("int8": weights in 8 bits with one scale an output,
+    /// "int4": in 4 bits with one scale for each 32 inputs; rounded when they are loaded; inputs
+    /// of layers in 8 bits; "none", the default), cpu_isa ("avx512_bf16", "avx512", "avx2",
     /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
     /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
     /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
@@ -242,6 +245,7 @@ fn set_extra(options: &mut EngineOptions, extra: &Map<String, Value>) -> Result<
             "served_model_name" => {
                 options.served_model_name = Some(json::string(value, key)?.to_owned());
             }
+            "quantization" => options.quantization = quantization(json::string(value, key)?)?,
             "cpu_isa" => options.cpu_isa = Some(cpu_isa(json::string(value, key)?)?),
             "cpu_pin_threads" => options.cpu_pin_threads = json::boolean(value, key)?,
             "debug" => set_debug(&mut options.debug, json::map(value, key)?)?,
@@ -266,7 +270,7 @@ fn set_debug(debug: &mut DebugOptions, fields: &Map<String, Value>) -> Result<()
 }
 
 /// Options of vLLM's which this version lacks, with the value that asks for nothing.
-const NEUTRAL: [json::Neutral; 13] = [
+const NEUTRAL: [json::Neutral; 12] = [
     ("swap_space", json::Ask::Number(0.0)),
     ("cpu_offload_gb", json::Ask::Number(0.0)),
     ("kv_offloading_size", json::Ask::Number(0.0)),
@@ -277,10 +281,21 @@ const NEUTRAL: [json::Neutral; 13] = [
     ("trust_remote_code", json::Ask::Anything), // No code of a checkpoint is ever run.
     ("enforce_eager", json::Ask::Anything),     // The CPU has no graphs.
     ("gpu_memory_utilization", json::Ask::Anything), // There is no GPU to share.
-    ("quantization", json::Ask::Nothing),
     ("speculative_config", json::Ask::Nothing),
     ("kv_cache_dtype", json::Ask::Text("auto")),
 ];
+
+fn quantization(name: &str) -> Result<Option<Quantization>> {
+    let known = [Quantization::Int8, Quantization::Int4].into_iter().find(|q| q.name() == name);
+    if known.is_none() && name != "none" {
+        let message = format!(
+            "quantization: this version quantizes to int8 or int4 when it loads, not to {name:?}"
+        );
+        let error = Error::new(ErrorKind::Unsupported, message);
+        return Err(error.with("field", "quantization").with("value", name));
+    }
+    Ok(known)
+}
 
 fn cpu_isa(name: &str) -> Result<CpuIsa> {
     match name {
@@ -330,6 +345,9 @@ mod tests {
         let set = with_extra(r#"{"num_kv_blocks":9,"cpu_isa":"avx2","swap_space":0}"#).unwrap();
         let named = with_extra(r#"{"served_model_name":"m"}"#).unwrap();
         assert_eq!(named.served_model_name.as_deref(), Some("m"));
+        let int4 = with_extra(r#"{"quantization":"int4"}"#).unwrap();
+        assert_eq!(int4.quantization, Some(Quantization::Int4));
+        assert_eq!(with_extra(r#"{"quantization":"none"}"#).unwrap().quantization, None);
         assert_eq!((set.num_kv_blocks, set.cpu_isa), (Some(9), Some(CpuIsa::Avx2)));
         let cases = [
             (r#"{"swap_space":4}"#, ErrorKind::Unsupported, "swap_space"),

@@ -58,7 +58,7 @@ fn build(config: &ModelConfig, l: &mut Loader<'_>) -> Result<Box<dyn Model>> {
         if l.has("wte.weight") && !l.has("transformer.wte.weight") { "" } else { "transformer." };
     let embedding = Embedding::load(l, format!("{p}wte"), config)?;
     let wpe = Part::new(format!("{p}wpe"), config.max_position_embeddings, hidden);
-    let positions = l.linear(&[wpe])?;
+    let positions = l.positions(wpe)?;
     let mut layers = Vec::with_capacity(config.num_layers);
     for i in 0..config.num_layers {
         let name = |part: &str| format!("{p}h.{i}.{part}");

@@ -5,7 +5,7 @@
 //! reads and packs.
 
 use crate::backend::{
-    ActId, Backend, LinearId, LinearPart, LinearSpec, RopeId, RopeSpec, VectorId,
+    ActId, Backend, LinearId, LinearPart, LinearRole, LinearSpec, RopeId, RopeSpec, VectorId,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::{Layout, VectorKind, Weights};
@@ -99,6 +99,20 @@ impl<'a> Loader<'a> {
 
     /// A linear layer of parts stacked along the outputs.
     pub(super) fn linear(&mut self, parts: &[Part]) -> Result<LinearId> {
+        self.matrix(parts, LinearRole::Hidden)
+    }
+
+    /// The embedding of tokens, or the head.
+    pub(super) fn vocabulary(&mut self, part: Part) -> Result<LinearId> {
+        self.matrix(&[part], LinearRole::Vocabulary)
+    }
+
+    /// A table of learned positions.
+    pub(super) fn positions(&mut self, part: Part) -> Result<LinearId> {
+        self.matrix(&[part], LinearRole::Positions)
+    }
+
+    fn matrix(&mut self, parts: &[Part], role: LinearRole) -> Result<LinearId> {
         match &mut self.stage {
             Stage::Check { missing, bytes } => {
                 for part in parts {
@@ -107,7 +121,7 @@ impl<'a> Loader<'a> {
                 Ok(LinearId(0))
             }
             Stage::Load { backend, progress, done, total } => {
-                let mut spec = LinearSpec { parts: Vec::with_capacity(parts.len()) };
+                let mut spec = LinearSpec { parts: Vec::with_capacity(parts.len()), role };
                 for part in parts {
                     let part = open_part(self.weights, part)?;
                     *done += bytes_of(&part);

@@ -174,7 +174,7 @@ class CommandLine(unittest.TestCase):
     def test_what_cannot_be_honoured(self):
         for args, word in [
             (["--tensor-parallel-size", "2"], "--tensor-parallel-size 2"),
-            (["--quantization", "awq"], "--quantization awq"),
+            (["--quantization", "awq"], "awq"),
             (["--dtype", "float16"], "dtype"),
             (["--enable-lora"], "--enable-lora true"),
             (["--max-model-len", "many"], "many"),

@@ -7,10 +7,10 @@ use std::sync::Mutex;
 use vrust::backend::cpu::{CpuBackend, CpuOptions, isa};
 use vrust::backend::{
     ActId, Activation, Attention, Backend, ComputeType, DType, Heads, KvGroup, KvSpec, LinearId,
-    LinearPart, LinearSpec, RopeId, RopeSpec, RopeWrite, RowSource, SeqInput, StepInput,
-    StepLimits, VectorId,
+    LinearPart, LinearRole, LinearSpec, RopeId, RopeSpec, RopeWrite, RowSource, SeqInput,
+    StepInput, StepLimits, VectorId,
 };
-use vrust::config::CpuIsa;
+use vrust::config::{CpuIsa, Quantization};
 use vrust::error::{ErrorKind, Result};
 use vrust::ids::{BlockId, TokenId};
 
@@ -63,6 +63,17 @@ struct Layer {
     down: LinearId,
 }
 
+/// How weights and activations are kept.
+type Kind = (ComputeType, Option<Quantization>);
+
+const KINDS: [Kind; 5] = [
+    (ComputeType::F32, None),
+    (ComputeType::Bf16, None),
+    (ComputeType::Bf16, Some(Quantization::Int8)),
+    (ComputeType::Bf16, Some(Quantization::Int4)),
+    (ComputeType::F32, Some(Quantization::Int4)),
+];
+
 struct Model {
     backend: CpuBackend,
     layers: Vec<Layer>,
@@ -74,18 +85,19 @@ struct Model {
 }
 
 impl Model {
-    fn new(compute: ComputeType, isa: CpuIsa, threads: usize) -> Self {
-        let options =
-            CpuOptions { compute, threads: Some(threads), isa: Some(isa), pin: threads == 2 };
+    fn new((compute, quantization): Kind, isa: CpuIsa, threads: usize) -> Self {
+        let (isa, pin) = (Some(isa), threads == 2);
+        let options = CpuOptions { compute, quantization, threads: Some(threads), isa, pin };
         let mut backend = CpuBackend::new(options).unwrap();
         let mut seed = 0;
-        let mut pack = |rows, cols| {
+        let mut pack_as = |rows, cols, role| {
             seed += 1;
             let weight = Box::new(Noise { seed, rows, cols });
             let parts = vec![LinearPart { weight, bias: None }];
-            backend.pack_linear(LinearSpec { parts }).unwrap()
+            backend.pack_linear(LinearSpec { parts, role }).unwrap()
         };
-        let head = pack(VOCAB, HIDDEN);
+        let head = pack_as(VOCAB, HIDDEN, LinearRole::Vocabulary);
+        let mut pack = |rows, cols| pack_as(rows, cols, LinearRole::Hidden);
         let layers = (0..LAYERS)
             .map(|_| Layer {
                 qkv: pack(HEADS.qkv_width(), HIDDEN),
@@ -187,7 +199,7 @@ fn tokens(n: usize, seed: usize) -> Vec<u32> {
 #[test]
 fn logits_do_not_depend_on_chunks_batches_or_threads() {
     for isa in isa::ALL.into_iter().filter(|isa| isa::is_available(*isa)) {
-        for compute in [ComputeType::F32, ComputeType::Bf16] {
+        for compute in KINDS {
             let (long, short) = (tokens(563, 1), tokens(21, 2));
             let alone = Model::new(compute, isa, 1).step(&[(0, 0, &long)]);
             let other = Model::new(compute, isa, 1).step(&[(1, 0, &short)]);
@@ -211,8 +223,7 @@ fn logits_do_not_depend_on_chunks_batches_or_threads() {
 #[test]
 fn a_path_that_the_machine_lacks_is_unsupported() {
     for isa in isa::ALL.into_iter().filter(|isa| !isa::is_available(*isa)) {
-        let options =
-            CpuOptions { compute: ComputeType::F32, threads: None, isa: Some(isa), pin: false };
+        let options = CpuOptions { isa: Some(isa), ..CpuOptions::new(ComputeType::F32) };
         let error = CpuBackend::new(options).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.message().contains(isa::name(isa)), "{error}");

@@ -1,7 +1,8 @@
 //! The central promise: whatever the traffic, a request's tokens and logprobs are those of the
 //! same request run alone with the cache off, bit for bit.
 
-use vrust::config::{EngineOptions, SchedulingPolicy};
+use vrust::backend::cpu::isa;
+use vrust::config::{EngineOptions, Quantization, SchedulingPolicy};
 use vrust::engine::Engine;
 use vrust::ids::RequestId;
 use vrust::request::{FinishReason, Request, TokenLogprobs};
@@ -12,22 +13,33 @@ const VOCAB: u64 = 300;
 
 #[test]
 fn traffic_on_a_llama_is_bit_identical_to_running_alone() {
-    check_traffic("llama3", 100..112);
+    check_traffic("llama3", 100..112, &|_| {});
 }
 
 #[test]
 fn traffic_on_a_sliding_window_is_bit_identical_to_running_alone() {
-    check_traffic("mistral", 200..208);
+    check_traffic("mistral", 200..208, &|_| {});
 }
 
 #[test]
 fn traffic_in_bfloat16_is_bit_identical_to_running_alone() {
-    check_traffic("qwen3-bf16", 300..306);
+    check_traffic("qwen3-bf16", 300..306, &|_| {});
 }
 
 #[test]
 fn traffic_on_learned_positions_is_bit_identical_to_running_alone() {
-    check_traffic("gpt2", 400..406);
+    check_traffic("gpt2", 400..406, &|_| {});
+}
+
+#[test]
+fn traffic_on_every_path_and_precision_is_bit_identical_to_running_alone() {
+    for isa in isa::ALL.into_iter().filter(|isa| isa::is_available(*isa)) {
+        for quantization in [None, Some(Quantization::Int8), Some(Quantization::Int4)] {
+            check_traffic("qwen3-bf16", 500..503, &|options| {
+                (options.cpu_isa, options.quantization) = (Some(isa), quantization);
+            });
+        }
+    }
 }
 
 /// Many more seeds; part of `make test-long`.
@@ -36,17 +48,22 @@ fn traffic_on_learned_positions_is_bit_identical_to_running_alone() {
 fn traffic_for_long() {
     for (index, name) in ["llama3", "mistral", "qwen3-bf16", "gpt2", "qwen2"].iter().enumerate() {
         let first = 10_000 * (index as u64 + 1);
-        check_traffic(name, first..first + 150);
+        check_traffic(name, first..first + 150, &|_| {});
     }
 }
 
-fn check_traffic(model: &str, seeds: std::ops::Range<u64>) {
-    let alone = ready(alone_options(model));
+/// `set` changes the options of both sides.
+fn check_traffic(model: &str, seeds: std::ops::Range<u64>, set: &dyn Fn(&mut EngineOptions)) {
+    let with = |mut options: EngineOptions| {
+        set(&mut options);
+        ready(options)
+    };
+    let alone = with(alone_options(model));
     let mut preemptions = 0;
     let mut hits = 0;
     for seed in seeds {
         let mut random = Random(seed);
-        let busy = ready(busy_options(model, &mut random));
+        let busy = with(busy_options(model, &mut random));
         let requests = requests(&mut random, priorities_allowed(&busy, seed));
         let outcomes = run_traffic(&busy, &requests, &mut random);
         for (index, (request, outcome)) in requests.iter().zip(&outcomes).enumerate() {

@@ -20,6 +20,7 @@ mod header;
 mod licences;
 mod model_config;
 mod mutations;
+mod quantization;
 mod readme;
 mod safetensors_files;
 mod scheduler_properties;

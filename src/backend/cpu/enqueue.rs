@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::CpuBackend;
 use super::attention::plan::Plan;
-use super::linear::{ConvertArgs, InputForm};
+use super::linear::{ConvertArgs, InputForm, quantized};
 use super::norm::NormArgs;
-use super::pack::Storage;
 use super::program::{Context, Op};
 use crate::backend::{ActId, Attention, LinearId, StepInput, VectorId};
 
@@ -55,18 +54,18 @@ impl CpuBackend {
         let packed = &self.linears[weight.0 as usize];
         assert_eq!(width, packed.k, "input width of linear {}", weight.0);
         assert_eq!(ldo, packed.n, "output width of linear {}", weight.0);
-        let form = match packed.storage {
-            Storage::Bf16Pairs if self.kernels.bf16_inputs => InputForm::Bf16,
-            Storage::Bf16Pairs => InputForm::RoundedF32,
-            _ => InputForm::F32,
-        };
+        let form = packed.storage.input_form(self.kernels.bf16_inputs);
         let mut args = packed.args();
         (args.rows, args.out, args.ldo, args.add) = (rows, out, ldo, add);
         (args.x, args.ldx) = (x.cast::<u8>().cast_const(), width);
         let mut convert = None;
         if form != InputForm::F32 || !index.is_null() {
             let target = self.workspace.inputs.as_ptr().cast::<u8>();
-            (args.x, args.ldx) = (target, width.next_multiple_of(32));
+            let ldx = match form {
+                InputForm::Int8 { group, .. } => quantized::row_bytes(packed.k_padded, group),
+                _ => width.next_multiple_of(32),
+            };
+            (args.x, args.ldx) = (target, ldx);
             convert = Some(ConvertArgs { x, width, rows: index, out: target, ldo: args.ldx, form });
         }
         let kernel = self.kernels.linear[packed.storage as usize];

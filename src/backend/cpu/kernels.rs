@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use super::attention::{AttentionArgs, Scratch};
 use super::elementwise::{ActivateArgs, GatedArgs};
-use super::linear::{ConvertArgs, LinearArgs};
+use super::linear::quantized::{Int4, Int8, Quantized};
+use super::linear::tiles::{Chain, run};
+use super::linear::{ConvertArgs, LinearArgs, Wide};
 use super::norm::NormArgs;
 use super::rope::RopeArgs;
 use super::simd::portable::Portable;
@@ -21,7 +23,7 @@ pub(crate) type Kernel<A> = unsafe fn(&A, Range<usize>);
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     /// Linear layers, by `pack::Storage` as an index; units are panels.
-    pub(crate) linear: [Kernel<LinearArgs>; 4],
+    pub(crate) linear: [Kernel<LinearArgs>; 6],
     /// Whether linear layers in bf16 take their inputs as bf16 (else as f32 holding bf16 values).
     pub(crate) bf16_inputs: bool,
     /// Rounds, copies or gathers the inputs of linear layers; units are rows.
@@ -45,19 +47,19 @@ pub(crate) struct Kernels {
 ///
 /// `rows x panels` is the register tile of linear layers, `vectors` that of attention.
 macro_rules! instantiate {
-    ($name:ident, [$($feature:meta),*], $simd:ty, $bf16:ty, $bf16_inputs:literal,
+    ($name:ident, [$($feature:meta),*], $simd:ty, $int:ty, $bf16:ty, $bf16_inputs:literal,
      $rows:literal x $panels:literal, $vectors:literal) => {
         mod $name {
             use super::*;
 
             instantiate!(@kernels [$(#[$feature])*] {
-                linear_bf16(LinearArgs) = linear::tiles::run::<$bf16, $rows, $panels>;
-                linear_f32(LinearArgs) =
-                    linear::tiles::run::<linear::Wide<$simd, f32>, $rows, $panels>;
-                linear_f16(LinearArgs) =
-                    linear::tiles::run::<linear::Wide<$simd, half::f16>, $rows, $panels>;
+                linear_bf16(LinearArgs) = run::<Chain<$bf16>, $rows, $panels>;
+                linear_f32(LinearArgs) = run::<Chain<Wide<$simd, f32>>, $rows, $panels>;
+                linear_f16(LinearArgs) = run::<Chain<Wide<$simd, half::f16>>, $rows, $panels>;
                 linear_bf16_wide(LinearArgs) =
-                    linear::tiles::run::<linear::Wide<$simd, half::bf16>, $rows, $panels>;
+                    run::<Chain<Wide<$simd, half::bf16>>, $rows, $panels>;
+                linear_int8(LinearArgs) = run::<Quantized<$int, Int8>, $rows, $panels>;
+                linear_int4(LinearArgs) = run::<Quantized<$int, Int4>, $rows, $panels>;
                 convert(ConvertArgs) = linear::convert::<$simd>;
                 rms_norm(NormArgs) = norm::rms_norm::<$simd>;
                 layer_norm(NormArgs) = norm::layer_norm::<$simd>;
@@ -79,7 +81,9 @@ macro_rules! instantiate {
             }
 
             pub(super) const KERNELS: Kernels = Kernels {
-                linear: [linear_bf16, linear_f32, linear_f16, linear_bf16_wide],
+                linear: [
+                    linear_bf16, linear_f32, linear_f16, linear_bf16_wide, linear_int8, linear_int4,
+                ],
                 bf16_inputs: $bf16_inputs,
                 convert,
                 rms_norm,
@@ -104,30 +108,61 @@ macro_rules! instantiate {
     };
 }
 
-instantiate!(portable, [], Portable, linear::Pairs<Portable>, false, 4 x 1, 1);
+instantiate!(portable, [], Portable, [i32; 16], linear::Pairs<Portable>, false, 4 x 1, 1);
 
 #[cfg(target_arch = "x86_64")]
-use super::simd::{avx2::Avx2, avx512::Avx512};
+use super::simd::{avx2::Avx2, avx512::Avx512, integer::Avx2Integer, integer::Avx512Integer};
 
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx2, [target_feature(enable = "avx2,fma,f16c")],
-    Avx2, linear::Pairs<Avx2>, false, 4 x 1, 1
+    Avx2, Avx2Integer, linear::Pairs<Avx2>, false, 4 x 1, 1
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx512, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, linear::Pairs<Avx512>, false, 8 x 3, 4
+    Avx512, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 4
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx512bf16,
     [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, linear::avx512bf16::Dot, true, 8 x 3, 4
+    Avx512, Avx512Integer, linear::avx512bf16::Dot, true, 8 x 3, 4
 );
 
-/// The kernels of a path that `isa::choose` returned.
+/// What VNNI replaces, on whichever AVX-512 path: integer sums are the same bits.
+#[cfg(target_arch = "x86_64")]
+mod vnni {
+    use super::*;
+    use crate::backend::cpu::simd::integer::Vnni;
+
+    #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) unsafe fn int8(a: &LinearArgs, panels: Range<usize>) {
+        // SAFETY: the caller keeps the contract of `Kernel`.
+        unsafe { run::<Quantized<Vnni, Int8>, 8, 3>(a, panels) }
+    }
+
+    #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) unsafe fn int4(a: &LinearArgs, panels: Range<usize>) {
+        // SAFETY: the caller keeps the contract of `Kernel`.
+        unsafe { run::<Quantized<Vnni, Int4>, 8, 3>(a, panels) }
+    }
+}
+
+/// The kernels of a path that `isa::choose` returned, with what else this machine has.
 pub(crate) fn of(isa: CpuIsa) -> Kernels {
+    let kernels = plain(isa);
+    #[cfg(target_arch = "x86_64")]
+    if matches!(isa, CpuIsa::Avx512 | CpuIsa::Avx512Bf16) && is_x86_feature_detected!("avx512vnni")
+    {
+        let [bf16, f32, f16, wide, ..] = kernels.linear;
+        return Kernels { linear: [bf16, f32, f16, wide, vnni::int8, vnni::int4], ..kernels };
+    }
+    kernels
+}
+
+/// The kernels of a path and nothing more.
+pub(crate) fn plain(isa: CpuIsa) -> Kernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
         CpuIsa::Avx512Bf16 => avx512bf16::KERNELS,

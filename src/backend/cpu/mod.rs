@@ -20,7 +20,7 @@ use super::{
     ActId, Activation, Attention, Backend, BackendCounters, ComputeType, KvSpec, LinearId,
     LinearSpec, RopeId, RopeSpec, RopeWrite, StepInput, StepLimits, VectorId,
 };
-use crate::config::CpuIsa;
+use crate::config::{CpuIsa, Quantization};
 use crate::error::Result;
 use crate::ids::BlockId;
 
@@ -41,6 +41,7 @@ mod models;
 mod norm;
 mod pack;
 mod program;
+mod quantize;
 mod rope;
 mod simd;
 mod thread_pool;
@@ -50,7 +51,7 @@ use elementwise::{ActivateArgs, GatedArgs};
 use kernels::Kernels;
 use kv::KvCache;
 use memory::Buffer;
-use pack::Packed;
+use pack::{Packed, Precision};
 use program::{AttentionOp, Input, Op, ThreadScratch, Workspace};
 use rope::{RopeArgs, RopeTable};
 use thread_pool::ThreadPool;
@@ -60,6 +61,8 @@ use thread_pool::ThreadPool;
 pub struct CpuOptions {
     /// Precision of linear layers and of the KV cache.
     pub compute: ComputeType,
+    /// Rounding of weights to integers, instead, if any.
+    pub quantization: Option<Quantization>,
     /// Compute threads, the caller included; one for each core that the process may use when
     /// absent.
     pub threads: Option<usize>,
@@ -69,12 +72,19 @@ pub struct CpuOptions {
     pub pin: bool,
 }
 
+impl CpuOptions {
+    /// The best path on all cores, nothing quantized or pinned.
+    pub fn new(compute: ComputeType) -> Self {
+        Self { compute, quantization: None, threads: None, isa: None, pin: false }
+    }
+}
+
 /// The CPU backend.
 pub struct CpuBackend {
     pool: ThreadPool,
     isa: CpuIsa,
     kernels: Kernels,
-    compute: ComputeType,
+    precision: Precision,
     linears: Vec<Packed>,
     vectors: Vec<Buffer<f32>>,
     ropes: Vec<RopeTable>,
@@ -108,7 +118,7 @@ impl CpuBackend {
             pool: ThreadPool::new(threads, options.pin)?,
             isa,
             kernels: kernels::of(isa),
-            compute: options.compute,
+            precision: Precision { compute: options.compute, quantization: options.quantization },
             linears: Vec::new(),
             vectors: Vec::new(),
             ropes: Vec::new(),
@@ -137,12 +147,17 @@ impl Backend for CpuBackend {
     fn describe(&self) -> String {
         let threads = self.pool.threads();
         let plural = if threads == 1 { "" } else { "s" };
-        format!("cpu ({}, {threads} thread{plural})", isa::name(self.isa))
+        let quantized = match self.precision.quantization {
+            None => "",
+            Some(Quantization::Int8) => ", int8",
+            Some(Quantization::Int4) => ", int4",
+        };
+        format!("cpu ({}, {threads} thread{plural}{quantized})", isa::name(self.isa))
     }
 
     fn pack_linear(&mut self, spec: LinearSpec) -> Result<LinearId> {
         self.linears.try_reserve(1)?;
-        self.linears.push(Packed::new(&spec, self.compute, &mut self.pool)?);
+        self.linears.push(Packed::new(&spec, self.precision, &mut self.pool)?);
         Ok(LinearId(self.linears.len() as u32 - 1))
     }
 
@@ -166,7 +181,7 @@ impl Backend for CpuBackend {
     }
 
     fn kv_block_bytes(&self, spec: &KvSpec) -> usize {
-        KvCache::block_bytes(spec, self.compute)
+        KvCache::block_bytes(spec, self.precision.compute)
     }
 
     fn allocate(&mut self, limits: StepLimits, kv: &KvSpec, num_blocks: usize) -> Result<()> {
@@ -174,11 +189,12 @@ impl Backend for CpuBackend {
             let len = limits.max_tokens.saturating_mul(act.width);
             act.rows = Some(Buffer::zeroed(len, "activation")?);
         }
-        self.kv = KvCache::new(kv, self.compute, num_blocks)?;
+        self.kv = KvCache::new(kv, self.precision.compute, num_blocks)?;
         let groups = kv.groups.len();
         let rows = limits.max_tokens.max(limits.max_logits_rows);
-        let k = self.linears.iter().map(|l| l.k.next_multiple_of(32)).max().unwrap_or(0);
-        self.workspace.inputs = Buffer::zeroed(rows.saturating_mul(k), "inputs of linear layers")?;
+        let row = self.linears.iter().map(|l| pack::input_row_bytes(l.k)).max().unwrap_or(0);
+        let inputs = rows.saturating_mul(row.div_ceil(4));
+        self.workspace.inputs = Buffer::zeroed(inputs, "inputs of linear layers")?;
         self.workspace.partials = Buffer::zeroed(PARTIALS, "partial results of attention")?;
         self.workspace.logits_rows.try_reserve(limits.max_logits_rows)?;
         let dim = kv.groups.iter().map(|g| g.head_dim.next_multiple_of(16)).max().unwrap_or(16);

@@ -4,17 +4,21 @@
 //!  bf16 compute   [N/16][K/2][16][2] bf16    a row of sixteen pairs is one vdpbf16ps operand, and
 //!                                            sixteen such rows are one AMX B tile
 //!  f32 compute    [N/16][K][16] f32|f16|bf16 widened exactly when used
+//!  quantized      see `linear::quantized`
 //! ```
 //! N is padded to whole panels, K (of pairs) to whole AMX tiles of 32, with zeros.
 #![allow(unsafe_code, reason = "threads fill disjoint panels of one buffer")]
 
 use std::ops::Range;
 
+use super::linear::InputForm;
+use super::linear::quantized::{Format, Int4, Int8, row_bytes};
 use super::memory::Buffer;
 use super::simd::{bf16_bits, bf16_value};
 use super::thread_pool::ThreadPool;
-use super::{linear, share};
-use crate::backend::{ComputeType, DType, LinearPart, LinearSpec};
+use super::{linear, quantize, share};
+use crate::backend::{ComputeType, DType, LinearPart, LinearRole, LinearSpec};
+use crate::config::Quantization;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Layout and element type of packed weights; the number is the index of its kernel.
@@ -28,6 +32,19 @@ pub(crate) enum Storage {
     F16 = 2,
     /// `[N/16][K][16]`, f32 compute.
     Bf16 = 3,
+    /// `linear::quantized::Int8`.
+    Int8 = 4,
+    /// `linear::quantized::Int4`.
+    Int4 = 5,
+}
+
+/// How a backend keeps its weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Precision {
+    /// Of layers that are not quantized.
+    pub(crate) compute: ComputeType,
+    /// Of those that are, if any.
+    pub(crate) quantization: Option<Quantization>,
 }
 
 /// A packed linear layer.
@@ -42,24 +59,73 @@ pub(crate) struct Packed {
     pub(crate) k_padded: usize,
     data: Buffer<u8>,
     bias: Option<Buffer<f32>>,
+    /// Int8's scales of the outputs, padded to whole panels; else empty.
+    scales: Buffer<f32>,
 }
 
 impl Storage {
-    fn element_bytes(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
+    /// Bytes of a panel of `k` inputs.
+    fn panel_bytes(self, k: usize) -> usize {
+        let k = self.padded(k);
+        let bytes = |each: usize| k.saturating_mul(16 * each);
+        match self {
+            Self::F32 => bytes(4),
+            Self::Bf16Pairs | Self::F16 | Self::Bf16 => bytes(2),
+            Self::Int8 => bytes(1),
+            Self::Int4 => k / 64 * Int4::PAIR_BYTES,
+        }
+    }
+
+    /// K, padded as the layout wants.
+    fn padded(self, k: usize) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => k,
+            Self::Bf16Pairs => k.next_multiple_of(32),
+            Self::Int8 => k.next_multiple_of(Int8::GROUP),
+            Self::Int4 => k.next_multiple_of(2 * Int4::GROUP),
+        }
     }
 
     /// K elements that one step of a kernel takes.
     fn step(self) -> usize {
-        if self == Self::Bf16Pairs { 2 } else { 1 }
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Bf16Pairs => 2,
+            Self::Int8 => Int8::GROUP,
+            Self::Int4 => Int4::GROUP,
+        }
     }
+
+    fn is_quantized(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4)
+    }
+
+    /// The form of inputs that its kernel reads, on a path with bf16 products or without.
+    pub(crate) fn input_form(self, bf16_inputs: bool) -> InputForm {
+        match self {
+            Self::Bf16Pairs if bf16_inputs => InputForm::Bf16,
+            Self::Bf16Pairs => InputForm::RoundedF32,
+            Self::F32 | Self::F16 | Self::Bf16 => InputForm::F32,
+            Self::Int8 => InputForm::Int8 { group: Int8::GROUP, zero: Int8::ZERO },
+            Self::Int4 => InputForm::Int8 { group: Int4::GROUP, zero: Int4::ZERO },
+        }
+    }
+}
+
+/// Bytes of workspace that one row of `k` inputs needs at most, in any form.
+pub(crate) fn input_row_bytes(k: usize) -> usize {
+    let plain = k.next_multiple_of(32) * 4;
+    let quantized = |padded: usize, group: usize| row_bytes(padded, group);
+    plain
+        .max(quantized(Storage::Int8.padded(k), Int8::GROUP))
+        .max(quantized(Storage::Int4.padded(k), Int4::GROUP))
 }
 
 impl Packed {
     /// Reads, converts and packs a layer's parts, a few megabytes at a time.
     pub(crate) fn new(
         spec: &LinearSpec,
-        compute: ComputeType,
+        precision: Precision,
         pool: &mut ThreadPool,
     ) -> Result<Self> {
         let first = spec.parts.first().expect("a linear layer has at least one part");
@@ -70,15 +136,14 @@ impl Packed {
             let message = format!("{other} has {cols} columns, but {name} beside it has {k}");
             return Err(Error::new(ErrorKind::ModelFormat, message));
         }
-        let storage = storage_of(&spec.parts, compute);
-        let k_padded = if storage == Storage::Bf16Pairs { k.next_multiple_of(32) } else { k };
-        let bytes = (n.next_multiple_of(16))
-            .checked_mul(k_padded)
-            .and_then(|len| len.checked_mul(storage.element_bytes()))
-            .unwrap_or(usize::MAX);
+        let storage = storage_of(spec, precision);
+        let k_padded = storage.padded(k);
+        let bytes = storage.panel_bytes(k).saturating_mul(n.div_ceil(16));
         let data = Buffer::zeroed(bytes, name)?;
         let bias = pack_bias(&spec.parts, n)?;
-        let packed = Self { storage, n, k, k_padded, data, bias };
+        let scales = if storage == Storage::Int8 { n.next_multiple_of(16) } else { 0 };
+        let scales = Buffer::zeroed(scales, "scales of weights")?;
+        let packed = Self { storage, n, k, k_padded, data, bias, scales };
         let mut row = 0;
         for part in &spec.parts {
             packed.fill(part, row, pool)?;
@@ -89,7 +154,7 @@ impl Packed {
 
     /// Bytes of one panel.
     pub(crate) fn panel_bytes(&self) -> usize {
-        16 * self.k_padded * self.storage.element_bytes()
+        self.storage.panel_bytes(self.k)
     }
 
     /// The arguments of a kernel over this layer; the caller adds inputs and outputs.
@@ -101,6 +166,7 @@ impl Packed {
             weights: self.data.as_ptr(),
             panel_bytes: self.panel_bytes(),
             steps: self.k_padded / self.storage.step(),
+            scales: if self.scales.len() == 0 { std::ptr::null() } else { self.scales.as_ptr() },
             n: self.n,
             bias: self.bias.as_ref().map_or(std::ptr::null(), |b| b.as_ptr().cast_const()),
             out: std::ptr::null_mut(),
@@ -113,6 +179,12 @@ impl Packed {
     pub(crate) fn gather(&self, row: usize, out: &mut [f32], add: bool) {
         assert!(row < self.n, "row {row} of a table of {} rows", self.n);
         assert_eq!(out.len(), self.k, "a row of a table of {} columns", self.k);
+        let scale = match self.storage {
+            // SAFETY: a scale for each row, and nobody writes to them after packing.
+            Storage::Int8 => unsafe { *self.scales.as_ptr().add(row) },
+            _ => 1.0,
+        };
+        let (panel, lane) = (row / 16 * self.panel_bytes(), row % 16);
         for (i, value) in out.iter_mut().enumerate() {
             let at = self.index(row, i);
             // SAFETY: `index` stays within the buffer for row < n and i < k; after packing nobody
@@ -123,6 +195,8 @@ impl Packed {
                     Storage::F32 => *data.cast::<f32>().add(at),
                     Storage::F16 => half::f16::from_bits(*data.cast::<u16>().add(at)).to_f32(),
                     Storage::Bf16 | Storage::Bf16Pairs => bf16_value(*data.cast::<u16>().add(at)),
+                    Storage::Int8 => scale * quantize::read_int8(data.add(panel), lane, i),
+                    Storage::Int4 => unreachable!("tables have 8 bits at least"),
                 }
             };
             *value = if add { *value + weight } else { weight };
@@ -149,6 +223,8 @@ impl Packed {
             "staging of weights",
         )?;
         let threads = pool.threads();
+        let staged = if self.storage.is_quantized() { self.k } else { 0 };
+        let staging = Buffer::<f32>::zeroed(threads.saturating_mul(staged), "staging of weights")?;
         let mut from = 0;
         while from < weight.rows() {
             let rows = from..(from + chunk_rows).min(weight.rows());
@@ -157,16 +233,40 @@ impl Packed {
             let bytes: &[u8] = bytes;
             let target = start + rows.start..start + rows.end;
             pool.run(&|thread| {
+                // SAFETY: each thread has a row of its own.
+                let values = unsafe {
+                    let start = staging.as_ptr().add(thread * staged);
+                    std::slice::from_raw_parts_mut(start, staged)
+                };
                 for row in target.start + share(target.len(), thread, threads).start
                     ..target.start + share(target.len(), thread, threads).end
                 {
                     let source = &bytes[(row - target.start) * row_bytes..][..row_bytes];
-                    self.write_row(row, dtype, source);
+                    if staged > 0 {
+                        self.quantize_row(row, dtype, source, values);
+                    } else {
+                        self.write_row(row, dtype, source);
+                    }
                 }
             });
             from = rows.end;
         }
         Ok(())
+    }
+
+    /// Rounds one row; `values` is room for it.
+    fn quantize_row(&self, row: usize, dtype: DType, source: &[u8], values: &mut [f32]) {
+        dtype.widen(source, values);
+        let (panel, lane) = (row / 16 * self.panel_bytes(), row % 16);
+        // SAFETY: the row is one of the layer's, and no other thread has it.
+        unsafe {
+            let panel = self.data.as_ptr().add(panel);
+            if self.storage == Storage::Int8 {
+                *self.scales.as_ptr().add(row) = quantize::write_int8(panel, lane, values);
+            } else {
+                quantize::write_int4(panel, lane, values);
+            }
+        }
     }
 
     /// Converts and scatters one row; threads write different rows, thus different elements.
@@ -211,6 +311,7 @@ impl Packed {
                         *halves.add(first + i * 16) = u16::from_le_bytes([b[0], b[1]]);
                     }
                 }
+                (Storage::Int8 | Storage::Int4, _) => unreachable!("rounded by `quantize_row`"),
             }
         }
     }
@@ -219,10 +320,16 @@ impl Packed {
 /// Rows of a part that are packed in one go hold about this many bytes.
 const CHUNK_BYTES: usize = 4 << 20;
 
-fn storage_of(parts: &[LinearPart], compute: ComputeType) -> Storage {
-    if compute == ComputeType::Bf16 {
+fn storage_of(spec: &LinearSpec, precision: Precision) -> Storage {
+    match (precision.quantization, spec.role) {
+        (None, _) | (_, LinearRole::Positions) => {}
+        (Some(Quantization::Int4), LinearRole::Hidden) => return Storage::Int4,
+        (Some(_), _) => return Storage::Int8,
+    }
+    if precision.compute == ComputeType::Bf16 {
         return Storage::Bf16Pairs;
     }
+    let parts = &spec.parts;
     let dtype = parts[0].weight.dtype();
     if parts.iter().any(|p| p.weight.dtype() != dtype) {
         return Storage::F32;

@@ -16,10 +16,10 @@ impl Embedding {
     /// The table `name` and, unless tied, `lm_head`.
     pub(crate) fn load(l: &mut Loader<'_>, name: String, config: &ModelConfig) -> Result<Self> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let table = l.linear(&[Part::new(name, vocab, hidden)])?;
+        let table = l.vocabulary(Part::new(name, vocab, hidden))?;
         let head = match config.tie_word_embeddings {
             true => table,
-            false => l.linear(&[Part::new("lm_head".to_owned(), vocab, hidden)])?,
+            false => l.vocabulary(Part::new("lm_head".to_owned(), vocab, hidden))?,
         };
         Ok(Self { table, head })
     }

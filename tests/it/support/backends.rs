@@ -26,5 +26,5 @@ pub(crate) fn for_each_cpu_path(f: impl Fn(&str, MakeBackend<'_>)) {
 }
 
 fn cpu(compute: ComputeType, isa: CpuIsa) -> Result<CpuBackend> {
-    CpuBackend::new(CpuOptions { compute, threads: Some(2), isa: Some(isa), pin: false })
+    CpuBackend::new(CpuOptions { threads: Some(2), isa: Some(isa), ..CpuOptions::new(compute) })
 }

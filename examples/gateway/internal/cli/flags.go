@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -54,6 +55,22 @@ func (c *count) Set(text string) error {
 	return nil
 }
 
+// quantization is how weights are rounded when they are loaded. vLLM's other values name formats of
+// checkpoints.
+type quantization string
+
+func (q *quantization) String() string { return string(*q) }
+func (q *quantization) Type() string   { return "string" }
+
+func (q *quantization) Set(text string) error {
+	switch text {
+	case "", "none", "int8", "int4":
+		*q = quantization(text)
+		return nil
+	}
+	return fmt.Errorf("this version has none, int8 and int4")
+}
+
 // fixedFlag is a flag of vLLM's of which vrust has only some values.
 type fixedFlag struct {
 	name, short, initial string
@@ -68,7 +85,6 @@ var fixedFlags = []fixedFlag{
 	{name: "pipeline-parallel-size", initial: "1", allowed: []string{"1"}},
 	{name: "data-parallel-size", initial: "1", allowed: []string{"1"}},
 	{name: "enable-expert-parallel", initial: "false", allowed: []string{"false"}, isBool: true},
-	{name: "quantization", short: "q", allowed: []string{"", "none"}},
 	{name: "kv-cache-dtype", initial: "auto", allowed: []string{"auto"}},
 	{name: "prefix-caching-hash-algo", initial: "sha256", allowed: []string{"sha256"}},
 	{name: "cpu-offload-gb", initial: "0", allowed: []string{"0"}},
@@ -147,6 +163,7 @@ type engineFlags struct {
 	model, chatTemplate, generationConfig, extra string
 	revision, downloadDir                        string
 	maxModelLen, kvBytes, batchedTokens          count
+	quantization                                 quantization
 	names                                        []string
 	maxLogprobs                                  int
 	noPrefix, noChunked                          bool
@@ -162,6 +179,8 @@ func (e *engineFlags) add(set *pflag.FlagSet) {
 	set.StringVar(&e.downloadDir, "download-dir", "", "where models of the hub are kept")
 	set.StringVar(&o.LoadFormat, "load-format", "auto", "auto, safetensors or dummy")
 	set.StringVar(&o.DType, "dtype", "auto", "auto, float32 or bfloat16")
+	set.VarP(&e.quantization, "quantization", "q",
+		"int8 or int4: round the weights when they are loaded")
 	set.StringVar(&o.Backend, "backend", "cpu", "cpu or reference")
 	set.StringVar(&o.SchedulingPolicy, "scheduling-policy", "fcfs", "fcfs or priority")
 	set.Var(&e.maxModelLen, "max-model-len", "most positions of a sequence; the model's by default")
@@ -217,6 +236,13 @@ func (e *engineFlags) resolve(folder string) (vrust.Options, error) {
 		if err := json.Unmarshal([]byte(e.extra), &o.Extra); err != nil {
 			return o, usagef("--engine-extra must be a JSON object: %v", err)
 		}
+	}
+	if e.quantization != "" {
+		o.Extra = maps.Clone(o.Extra)
+		if o.Extra == nil {
+			o.Extra = map[string]any{}
+		}
+		o.Extra["quantization"] = string(e.quantization)
 	}
 	return o, nil
 }

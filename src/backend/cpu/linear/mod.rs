@@ -13,14 +13,15 @@ use super::simd::Simd16;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512bf16;
+pub(crate) mod quantized;
 pub(crate) mod tiles;
 
 /// What a linear kernel works on.
 #[derive(Clone, Copy)]
 pub(crate) struct LinearArgs {
-    /// Inputs `[rows, ldx]`, f32 or bf16 as the path wants them.
+    /// Inputs `[rows, ldx]`: f32, bf16 or quantized, as the kernel wants them.
     pub(crate) x: *const u8,
-    /// Elements from one input row to the next.
+    /// Elements (of quantized inputs, bytes) from one input row to the next.
     pub(crate) ldx: usize,
     /// Rows.
     pub(crate) rows: usize,
@@ -28,8 +29,10 @@ pub(crate) struct LinearArgs {
     pub(crate) weights: *const u8,
     /// Bytes of one panel.
     pub(crate) panel_bytes: usize,
-    /// Steps along K in one panel.
+    /// Steps (of quantized weights, groups of inputs) along K in one panel.
     pub(crate) steps: usize,
+    /// Scales of the outputs, padded to whole panels; null where there is none for a whole output.
+    pub(crate) scales: *const f32,
     /// Outputs.
     pub(crate) n: usize,
     /// Bias, padded to whole panels; null when there is none.
@@ -162,6 +165,14 @@ pub(crate) enum InputForm {
     RoundedF32,
     /// bf16.
     Bf16,
+    /// 8 bits, in groups of `group`, beside scales and corrections for weights whose 0 is `zero`:
+    /// see [`quantized::row_bytes`].
+    Int8 {
+        /// Inputs that share a scale.
+        group: usize,
+        /// What 0 is in the weights.
+        zero: i32,
+    },
 }
 
 /// What `convert` works on.
@@ -175,7 +186,8 @@ pub(crate) struct ConvertArgs {
     pub(crate) rows: *const u32,
     /// Output `[rows, ldo]`.
     pub(crate) out: *mut u8,
-    /// Elements from one output row to the next; columns from `width` on become 0.
+    /// Elements (quantized: bytes) from one output row to the next; columns from `width` on
+    /// become 0.
     pub(crate) ldo: usize,
     /// Form of the output.
     pub(crate) form: InputForm,
@@ -190,6 +202,10 @@ pub(crate) unsafe fn convert<S: Simd16>(a: &ConvertArgs, rows: Range<usize>) {
         unsafe {
             let source = if a.rows.is_null() { row } else { *a.rows.add(row) as usize };
             let x = a.x.add(source * a.width);
+            if let InputForm::Int8 { group, zero } = a.form {
+                quantized::quantize::<S>(a, x, a.out.add(row * a.ldo), (group, zero));
+                continue;
+            }
             for i in (0..a.ldo).step_by(16) {
                 let v = S::load_first(x.add(i.min(a.width)), a.width.saturating_sub(i).min(16));
                 let at = row * a.ldo + i;
@@ -197,6 +213,7 @@ pub(crate) unsafe fn convert<S: Simd16>(a: &ConvertArgs, rows: Range<usize>) {
                     InputForm::F32 => v.store(a.out.cast::<f32>().add(at)),
                     InputForm::RoundedF32 => v.round_bf16().store(a.out.cast::<f32>().add(at)),
                     InputForm::Bf16 => v.store_bf16(a.out.cast::<u16>().add(at)),
+                    InputForm::Int8 { .. } => unreachable!("rounded above"),
                 }
             }
         }

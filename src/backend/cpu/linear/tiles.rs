@@ -5,14 +5,24 @@
 //! ```
 //! Weights come from memory once; all strips of rows go over a group while it is in L2.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{LinearArgs, Panel};
 use crate::backend::cpu::simd::Simd16;
 
+/// What computes a tile: `R` rows by `N` panels, all of K, in registers.
+pub(crate) trait Tiles {
+    /// Computes rows from `row` on of the outputs from `panel` on.
+    unsafe fn tile<const R: usize, const N: usize>(a: &LinearArgs, row: usize, panel: usize);
+}
+
+/// One chain of multiplications and additions along K.
+pub(crate) struct Chain<P>(PhantomData<P>);
+
 /// Computes all rows of the outputs of `panels`.
 #[inline(always)]
-pub(crate) unsafe fn run<P: Panel, const ROWS: usize, const PANELS: usize>(
+pub(crate) unsafe fn run<T: Tiles, const ROWS: usize, const PANELS: usize>(
     a: &LinearArgs,
     panels: Range<usize>,
 ) {
@@ -26,16 +36,16 @@ pub(crate) unsafe fn run<P: Panel, const ROWS: usize, const PANELS: usize>(
             // SAFETY: the caller's contract; rows stay below `a.rows`.
             unsafe {
                 if left >= ROWS {
-                    strip::<P, ROWS, PANELS>(a, row, &group);
+                    strip::<T, ROWS, PANELS>(a, row, &group);
                     row += ROWS;
                 } else if left >= 4 {
-                    strip::<P, 4, PANELS>(a, row, &group);
+                    strip::<T, 4, PANELS>(a, row, &group);
                     row += 4;
                 } else if left >= 2 {
-                    strip::<P, 2, PANELS>(a, row, &group);
+                    strip::<T, 2, PANELS>(a, row, &group);
                     row += 2;
                 } else {
-                    strip::<P, 1, PANELS>(a, row, &group);
+                    strip::<T, 1, PANELS>(a, row, &group);
                     row += 1;
                 }
             }
@@ -46,7 +56,7 @@ pub(crate) unsafe fn run<P: Panel, const ROWS: usize, const PANELS: usize>(
 
 /// `R` rows over a group of panels.
 #[inline(always)]
-unsafe fn strip<P: Panel, const R: usize, const PANELS: usize>(
+unsafe fn strip<T: Tiles, const R: usize, const PANELS: usize>(
     a: &LinearArgs,
     row: usize,
     group: &Range<usize>,
@@ -55,43 +65,44 @@ unsafe fn strip<P: Panel, const R: usize, const PANELS: usize>(
     // SAFETY: the caller's contract; panels stay within the group.
     unsafe {
         while panel + PANELS <= group.end {
-            tile::<P, R, PANELS>(a, row, panel);
+            T::tile::<R, PANELS>(a, row, panel);
             panel += PANELS;
         }
         while panel < group.end {
-            tile::<P, R, 1>(a, row, panel);
+            T::tile::<R, 1>(a, row, panel);
             panel += 1;
         }
     }
 }
 
-/// `R` rows by `N` panels, all of K, in registers.
-#[inline(always)]
-unsafe fn tile<P: Panel, const R: usize, const N: usize>(a: &LinearArgs, row: usize, panel: usize) {
-    let mut acc = [[P::Acc::splat(0.0); N]; R];
-    // SAFETY: rows and panels are in range, and each panel and each input row hold `steps` steps
-    // (rows are zero-padded where K is not a multiple of a step).
-    unsafe {
-        let x = a.x.cast::<P::X>().add(row * a.ldx);
-        let w = a.weights.add(panel * a.panel_bytes);
-        for step in 0..a.steps {
-            let mut weights = [P::weights(w.add(step * P::STEP_BYTES)); N];
-            P::Acc::prefetch(w.wrapping_add(step * P::STEP_BYTES + PREFETCH_BYTES));
-            for (n, slot) in weights.iter_mut().enumerate().skip(1) {
-                let p = w.add(n * a.panel_bytes + step * P::STEP_BYTES);
-                *slot = P::weights(p);
-                P::Acc::prefetch(p.wrapping_add(PREFETCH_BYTES));
-            }
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let b = P::broadcast(x.add(r * a.ldx + step * P::STEP));
-                for (n, acc) in acc.iter_mut().enumerate() {
-                    *acc = P::step(*acc, weights[n], b);
+impl<P: Panel> Tiles for Chain<P> {
+    #[inline(always)]
+    unsafe fn tile<const R: usize, const N: usize>(a: &LinearArgs, row: usize, panel: usize) {
+        let mut acc = [[P::Acc::splat(0.0); N]; R];
+        // SAFETY: rows and panels are in range, and each panel and each input row hold `steps`
+        // steps (rows are zero-padded where K is not a multiple of a step).
+        unsafe {
+            let x = a.x.cast::<P::X>().add(row * a.ldx);
+            let w = a.weights.add(panel * a.panel_bytes);
+            for step in 0..a.steps {
+                let mut weights = [P::weights(w.add(step * P::STEP_BYTES)); N];
+                P::Acc::prefetch(w.wrapping_add(step * P::STEP_BYTES + PREFETCH_BYTES));
+                for (n, slot) in weights.iter_mut().enumerate().skip(1) {
+                    let p = w.add(n * a.panel_bytes + step * P::STEP_BYTES);
+                    *slot = P::weights(p);
+                    P::Acc::prefetch(p.wrapping_add(PREFETCH_BYTES));
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let b = P::broadcast(x.add(r * a.ldx + step * P::STEP));
+                    for (n, acc) in acc.iter_mut().enumerate() {
+                        *acc = P::step(*acc, weights[n], b);
+                    }
                 }
             }
-        }
-        for (r, acc) in acc.iter().enumerate() {
-            for (n, acc) in acc.iter().enumerate() {
-                finish(a, row + r, panel + n, *acc);
+            for (r, acc) in acc.iter().enumerate() {
+                for (n, acc) in acc.iter().enumerate() {
+                    finish(a, row + r, panel + n, *acc);
+                }
             }
         }
     }
@@ -99,7 +110,7 @@ unsafe fn tile<P: Panel, const R: usize, const N: usize>(a: &LinearArgs, row: us
 
 /// Bias, residual and store of one row's sixteen outputs.
 #[inline(always)]
-unsafe fn finish<S: Simd16>(a: &LinearArgs, row: usize, panel: usize, acc: S) {
+pub(super) unsafe fn finish<S: Simd16>(a: &LinearArgs, row: usize, panel: usize, acc: S) {
     let column = panel * 16;
     let width = (a.n - column).min(16);
     // SAFETY: the row is in range, `width` keeps within it; the bias is padded to whole panels.

@@ -11,7 +11,7 @@ use super::Simd16;
 
 /// Two ymm registers.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(__m256, __m256);
+pub(crate) struct Avx2(pub(super) __m256, pub(super) __m256);
 
 /// bf16 bits, nearest even, in the upper half of each lane.
 #[inline(always)]
@@ -105,6 +105,18 @@ impl Simd16 for Avx2 {
             let low = _mm256_and_si256(rounded_bits(self.0), mask);
             let high = _mm256_and_si256(rounded_bits(self.1), mask);
             Self(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8) {
+        unsafe {
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+            // The pack works within 128-bit halves; the permutation puts them in order.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let high = _mm256_extracti128_si256::<1>(words);
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), high);
+            _mm_storeu_si128(p.cast(), bytes);
         }
     }
 

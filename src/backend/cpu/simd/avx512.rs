@@ -90,6 +90,14 @@ impl Simd16 for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8) {
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0));
+            _mm_storeu_si128(p.cast(), bytes);
+        }
+    }
+
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         unsafe { Self(_mm512_add_ps(self.0, other.0)) }
     }

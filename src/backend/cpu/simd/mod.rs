@@ -10,6 +10,7 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub(crate) mod integer;
 pub(crate) mod portable;
 
 /// Sixteen f32 lanes. Reductions add in one fixed tree on every path.
@@ -30,6 +31,8 @@ pub(crate) trait Simd16: Copy {
     unsafe fn store_bf16(self, p: *mut u16);
     /// Rounds to bf16, nearest even, and stays f32.
     fn round_bf16(self) -> Self;
+    /// Writes integral lanes from -128 to 127 as 16 signed bytes.
+    unsafe fn store_i8(self, p: *mut i8);
     /// `self + other`.
     fn add(self, other: Self) -> Self;
     /// `self - other`.

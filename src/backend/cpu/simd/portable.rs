@@ -5,7 +5,7 @@ use super::{Simd16, bf16_bits, bf16_value};
 
 /// Sixteen lanes in an array.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable([f32; 16]);
+pub(crate) struct Portable(pub(super) [f32; 16]);
 
 impl Portable {
     #[inline(always)]
@@ -64,6 +64,12 @@ impl Simd16 for Portable {
     #[inline(always)]
     fn round_bf16(self) -> Self {
         Self(self.0.map(|x| bf16_value(bf16_bits(x))))
+    }
+
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8) {
+        // SAFETY: the caller vouches for 16 elements.
+        unsafe { p.cast::<[i8; 16]>().write_unaligned(self.0.map(|x| x as i8)) }
     }
 
     #[inline(always)]

@@ -18,6 +18,10 @@ fn rounded(compute: ComputeType, v: f32) -> f64 {
     }
 }
 
+fn vocabulary(part: LinearPart) -> LinearSpec {
+    LinearSpec { parts: vec![part], role: LinearRole::Vocabulary }
+}
+
 /// `linear` (and `linear_add` to `residual`) of `x`, `[rows, k]`.
 fn run(
     kind: (ComputeType, DType),
@@ -33,7 +37,7 @@ fn run(
         Matrix::random(kind.1, first, k, 1).part(None),
         Matrix::random(kind.1, n - first, k, 2).part(Some(Numbers::new(3).take(n - first))),
     ];
-    let weight = b.pack_linear(LinearSpec { parts }).unwrap();
+    let weight = b.pack_linear(LinearSpec { parts, role: LinearRole::Hidden }).unwrap();
     let (input, out, sum) = (b.activation(k), b.activation(n), b.activation(n));
     allocate(&mut b, rows, TINY, (16, 2));
     write(&b, input, x);
@@ -112,7 +116,7 @@ fn embeddings_gather_from_the_packed_head_and_logits_use_it() {
             let mut b = backend(kind.0, isa, 2);
             let table = Matrix::random(kind.1, vocab, width, 1);
             let values = table.values.clone();
-            let head = b.pack_linear(LinearSpec { parts: vec![table.part(None)] }).unwrap();
+            let head = b.pack_linear(vocabulary(table.part(None))).unwrap();
             let x = b.activation(width);
             allocate(&mut b, 8, TINY, (16, 2));
             let ids: Vec<TokenId> = [36, 0, 15, 16].map(TokenId).to_vec();
@@ -159,7 +163,7 @@ fn embeddings_gather_from_the_packed_head_and_logits_use_it() {
 fn a_panic_in_the_callers_closure_comes_back_and_the_backend_lives() {
     let mut b = backend(ComputeType::F32, CpuIsa::Portable, 3);
     let table = Matrix::random(DType::F32, 8, 16, 1).part(None);
-    let head = b.pack_linear(LinearSpec { parts: vec![table] }).unwrap();
+    let head = b.pack_linear(vocabulary(table)).unwrap();
     let x = b.activation(16);
     allocate(&mut b, 8, TINY, (16, 2));
     for _ in 0..2 {

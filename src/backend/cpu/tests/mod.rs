@@ -1,12 +1,13 @@
 //! The CPU backend against plain f64 loops, on every instruction path that this machine has.
 
 use super::*;
-use crate::backend::{DType, Heads, KvGroup, LinearPart, RowSource, SeqInput};
+use crate::backend::{DType, Heads, KvGroup, LinearPart, LinearRole, RowSource, SeqInput};
 use crate::ids::TokenId;
 
 mod attention;
 mod linear;
 mod ops;
+mod quantized;
 
 /// Seeded numbers, about uniform in -1..1.
 pub(super) struct Numbers(u64);
@@ -40,8 +41,17 @@ pub(super) fn paths() -> Vec<CpuIsa> {
 }
 
 pub(super) fn backend(compute: ComputeType, isa: CpuIsa, threads: usize) -> CpuBackend {
-    let options = CpuOptions { compute, threads: Some(threads), isa: Some(isa), pin: false };
-    CpuBackend::new(options).unwrap()
+    quantized(compute, None, isa, threads)
+}
+
+pub(super) fn quantized(
+    compute: ComputeType,
+    quantization: Option<Quantization>,
+    isa: CpuIsa,
+    threads: usize,
+) -> CpuBackend {
+    let (threads, isa) = (Some(threads), Some(isa));
+    CpuBackend::new(CpuOptions { compute, quantization, threads, isa, pin: false }).unwrap()
 }
 
 /// A matrix in memory, `[rows, cols]`, given in f32 and stored as `dtype`.

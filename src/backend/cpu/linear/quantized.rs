@@ -1,0 +1,225 @@
+//! Linear layers over quantized weights: bytes times bytes summed in i32 within a group of inputs,
+//! groups summed in f32, first to last.
+//!
+//! Weights are unsigned, `w = scale * (q - zero)`, because that is what `vpdpbusd` multiplies by
+//! signed inputs; `zero` times the sum of a group's inputs is taken off before the group begins.
+//! Inputs are rounded to 8 bits group by group: `x = scale * q`, `scale = max|x| / 127`.
+#![allow(unsafe_code, reason = "kernels work through pointers")]
+
+use std::marker::PhantomData;
+
+use super::tiles::{Tiles, finish};
+use super::{ConvertArgs, LinearArgs};
+use crate::backend::cpu::simd::Simd16;
+use crate::backend::cpu::simd::integer::Integer;
+
+/// How weights of sixteen outputs (a panel) lie in memory.
+pub(crate) trait Format {
+    /// Inputs that share a scale.
+    const GROUP: usize;
+    /// The byte that stands for 0.
+    const ZERO: i32;
+    /// Loads of 64 bytes that make up a group.
+    const LOADS: usize;
+    /// Whether a byte holds two weights (the lower half is of the earlier step of four inputs) and
+    /// each group has scales of its own.
+    const NIBBLES: bool;
+    /// Where a group's weights begin in its panel.
+    fn weights_at(group: usize) -> usize;
+    /// Where a group's sixteen f16 scales begin, if it has them.
+    fn scales_at(group: usize) -> usize;
+}
+
+/// `[N/16][K/4][16][4]` u8; one f32 scale an output, in a table of its own. The group is that of
+/// the inputs alone.
+pub(crate) struct Int8;
+
+impl Format for Int8 {
+    const GROUP: usize = 128;
+    const ZERO: i32 = 128;
+    const LOADS: usize = 32;
+    const NIBBLES: bool = false;
+
+    #[inline(always)]
+    fn weights_at(group: usize) -> usize {
+        group * 2048
+    }
+
+    #[inline(always)]
+    fn scales_at(_group: usize) -> usize {
+        0
+    }
+}
+
+/// `[N/16][K/64]` of two groups: their weights, `[2][4][16][4]` u8, then their scales, `[2][16]`
+/// f16: nine cache lines, so that no load crosses one.
+pub(crate) struct Int4;
+
+impl Int4 {
+    /// Bytes of two groups.
+    pub(crate) const PAIR_BYTES: usize = 576;
+}
+
+impl Format for Int4 {
+    const GROUP: usize = 32;
+    const ZERO: i32 = 8;
+    const LOADS: usize = 4;
+    const NIBBLES: bool = true;
+
+    #[inline(always)]
+    fn weights_at(group: usize) -> usize {
+        group / 2 * Self::PAIR_BYTES + group % 2 * 256
+    }
+
+    #[inline(always)]
+    fn scales_at(group: usize) -> usize {
+        group / 2 * Self::PAIR_BYTES + 512 + group % 2 * 32
+    }
+}
+
+/// Bytes of one row of inputs: K of them, padded to whole groups, then a scale (f32) and a
+/// correction (i32) for each group.
+pub(crate) fn row_bytes(k_padded: usize, group: usize) -> usize {
+    (k_padded + k_padded / group * 8).next_multiple_of(64)
+}
+
+/// Layers of format `F`, computed in lanes `I`.
+pub(crate) struct Quantized<I, F>(PhantomData<(I, F)>);
+
+impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
+    #[inline(always)]
+    unsafe fn tile<const R: usize, const N: usize>(a: &LinearArgs, row: usize, panel: usize) {
+        let mut sums = [[I::Floats::splat(0.0); N]; R];
+        // SAFETY: rows and panels are in range; each panel and each row of inputs hold `steps`
+        // groups in the layouts above.
+        unsafe {
+            let x = a.x.add(row * a.ldx);
+            let w = a.weights.add(panel * a.panel_bytes);
+            for group in 0..a.steps {
+                let acc = integers::<I, F, R, N>(a, x, w, group);
+                let scales = x.add(a.steps * F::GROUP + 4 * group).cast::<f32>();
+                for n in 0..N {
+                    let own = w.add(n * a.panel_bytes + F::scales_at(group)).cast::<u16>();
+                    let own = F::NIBBLES.then(|| I::Floats::load_f16(own));
+                    for r in 0..R {
+                        let x_scale = I::Floats::splat(*scales.byte_add(r * a.ldx));
+                        let scale = own.map_or(x_scale, |own| own.mul(x_scale));
+                        sums[r][n] = acc[r][n].floats().mul_add(scale, sums[r][n]);
+                    }
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                for (n, sum) in sums.iter().enumerate() {
+                    let mut y = *sum;
+                    if !F::NIBBLES {
+                        y = y.mul(I::Floats::load(a.scales.add((panel + n) * 16)));
+                    }
+                    finish(a, row + r, panel + n, y);
+                }
+            }
+        }
+    }
+}
+
+/// One group's sums, in integers.
+#[inline(always)]
+unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
+    a: &LinearArgs,
+    x: *const u8,
+    w: *const u8,
+    group: usize,
+) -> [[I; N]; R] {
+    let mut acc = [[I::splat(0); N]; R];
+    // SAFETY: as in `tile`.
+    unsafe {
+        let corrections = x.add(a.steps * (F::GROUP + 4) + 4 * group).cast::<i32>();
+        for (r, acc) in acc.iter_mut().enumerate() {
+            *acc = [I::splat(*corrections.byte_add(r * a.ldx)); N];
+        }
+        let x = x.add(group * F::GROUP).cast::<i32>();
+        let w = w.add(F::weights_at(group));
+        for load in 0..F::LOADS {
+            let mut bytes = [I::bytes(w.add(load * 64)); N];
+            I::Floats::prefetch(w.wrapping_add(load * 64 + PREFETCH_BYTES));
+            for (n, bytes) in bytes.iter_mut().enumerate().skip(1) {
+                let p = w.add(n * a.panel_bytes + load * 64);
+                *bytes = I::bytes(p);
+                I::Floats::prefetch(p.wrapping_add(PREFETCH_BYTES));
+            }
+            if F::NIBBLES {
+                step::<I, R, N>(&mut acc, bytes.map(I::low), x.add(2 * load), a.ldx);
+                step::<I, R, N>(&mut acc, bytes.map(I::high), x.add(2 * load + 1), a.ldx);
+            } else {
+                step::<I, R, N>(&mut acc, bytes, x.add(load), a.ldx);
+            }
+        }
+    }
+    acc
+}
+
+/// Four inputs of each row.
+#[inline(always)]
+unsafe fn step<I: Integer, const R: usize, const N: usize>(
+    acc: &mut [[I; N]; R],
+    weights: [I::Bytes; N],
+    x: *const i32,
+    ldx: usize,
+) {
+    for (r, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: the caller vouches for four bytes in each row.
+        let x = unsafe { x.byte_add(r * ldx).read_unaligned() };
+        for (acc, weights) in acc.iter_mut().zip(weights) {
+            *acc = acc.dot(weights, x);
+        }
+    }
+}
+
+/// Rounds one row of `x` to 8 bits, into the layout of `row_bytes`. A group with a NaN or an
+/// infinity gets a scale of NaN: such a row must not look sound.
+#[inline(always)]
+pub(super) unsafe fn quantize<S: Simd16>(
+    a: &ConvertArgs,
+    x: *const f32,
+    out: *mut u8,
+    (group, zero): (usize, i32),
+) {
+    let padded = a.width.next_multiple_of(group.max(64));
+    let groups = padded / group;
+    for g in 0..groups {
+        let read = |i: usize| {
+            let at = g * group + i;
+            // SAFETY: `load_first` reads what the row has.
+            unsafe { S::load_first(x.add(at.min(a.width)), a.width.saturating_sub(at).min(16)) }
+        };
+        let (mut greatest, mut poison) = (S::splat(0.0), S::splat(0.0));
+        for i in (0..group).step_by(16) {
+            let v = read(i);
+            greatest = greatest.max(v).max(S::splat(0.0).sub(v));
+            poison = poison.add(v.sub(v));
+        }
+        let greatest = greatest.greatest();
+        let finite = poison.sum() == 0.0;
+        // Below this its reciprocal overflows; such inputs are nothing beside a norm's epsilon.
+        let used = finite && greatest > 1e-30;
+        let scale = if used { S::splat(127.0 / greatest) } else { S::splat(0.0) };
+        let mut sum = S::splat(0.0);
+        // SAFETY: `out` has `row_bytes` bytes.
+        unsafe {
+            for i in (0..group).step_by(16) {
+                let v = if used { read(i).mul(scale).round() } else { S::splat(0.0) };
+                sum = sum.add(v);
+                v.store_i8(out.add(g * group + i).cast());
+            }
+            let scale = match (finite, used) {
+                (false, _) => f32::NAN,
+                (_, true) => greatest / 127.0,
+                (_, false) => 0.0,
+            };
+            *out.add(padded + 4 * g).cast::<f32>() = scale;
+            *out.add(padded + 4 * (groups + g)).cast::<i32>() = -zero * sum.sum() as i32;
+        }
+    }
+}
+
+/// How far ahead weights are asked for.
+const PREFETCH_BYTES: usize = 1536;

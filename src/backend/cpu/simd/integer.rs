@@ -1,0 +1,200 @@
+//! Sixteen i32 lanes that sum products of bytes: what quantized layers are made of. Integer sums
+//! are exact, so every path gives the same bits, whichever instruction it has.
+#![allow(unsafe_code, reason = "vector intrinsics and loads through pointers")]
+// One fact makes every intrinsic here sound, and it is not local: by the room's contract a type is
+// used only in functions compiled with, and called after CPUID showed, the features of its path:
+// AVX2, or AVX-512 F and BW, or these and VNNI.
+#![allow(clippy::undocumented_unsafe_blocks, reason = "the fact stands above, once")]
+
+use super::Simd16;
+use super::portable::Portable;
+
+/// Sixteen i32 lanes.
+pub(crate) trait Integer: Copy {
+    /// The same lanes in f32.
+    type Floats: Simd16;
+    /// 64 unsigned bytes: four for each lane.
+    type Bytes: Copy;
+    /// All lanes `x`.
+    fn splat(x: i32) -> Self;
+    /// Reads 64 bytes.
+    unsafe fn bytes(p: *const u8) -> Self::Bytes;
+    /// The lower four bits of each byte.
+    fn low(bytes: Self::Bytes) -> Self::Bytes;
+    /// The upper four bits of each byte.
+    fn high(bytes: Self::Bytes) -> Self::Bytes;
+    /// Adds to each lane the products of its four unsigned bytes and the four signed bytes of `x`.
+    fn dot(self, bytes: Self::Bytes, x: i32) -> Self;
+    /// The lanes, rounded to nearest even beyond 2^24.
+    fn floats(self) -> Self::Floats;
+}
+
+impl Integer for [i32; 16] {
+    type Floats = Portable;
+    type Bytes = [[u8; 4]; 16];
+
+    #[inline(always)]
+    fn splat(x: i32) -> Self {
+        [x; 16]
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(p: *const u8) -> Self::Bytes {
+        unsafe { p.cast::<Self::Bytes>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn low(bytes: Self::Bytes) -> Self::Bytes {
+        bytes.map(|four| four.map(|b| b & 15))
+    }
+
+    #[inline(always)]
+    fn high(bytes: Self::Bytes) -> Self::Bytes {
+        bytes.map(|four| four.map(|b| b >> 4))
+    }
+
+    #[inline(always)]
+    fn dot(self, bytes: Self::Bytes, x: i32) -> Self {
+        let x = x.to_le_bytes().map(|b| i32::from(b as i8));
+        std::array::from_fn(|i| {
+            let w = bytes[i].map(i32::from);
+            self[i] + w[0] * x[0] + w[1] * x[1] + w[2] * x[2] + w[3] * x[3]
+        })
+    }
+
+    #[inline(always)]
+    fn floats(self) -> Portable {
+        Portable(self.map(|x| x as f32))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2Integer, Avx512Integer, Vnni};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Integer;
+    use crate::backend::cpu::simd::avx2::Avx2;
+    use crate::backend::cpu::simd::avx512::Avx512;
+
+    /// Two ymm registers. Products of 16 bits: those of bytes would saturate.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2Integer(__m256i, __m256i);
+
+    /// One zmm register, where VNNI is missing.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512Integer(__m512i);
+
+    /// One zmm register and `vpdpbusd`.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Vnni(__m512i);
+
+    /// Of each lane: even bytes by even, odd bytes by odd, in 16 bits.
+    #[inline(always)]
+    unsafe fn dot256(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        unsafe {
+            let even = _mm256_and_si256(w, _mm256_set1_epi16(0xff));
+            let odd = _mm256_srli_epi16::<8>(w);
+            let x_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
+            let x_odd = _mm256_srai_epi16::<8>(x);
+            let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(even, x_even));
+            _mm256_add_epi32(acc, _mm256_madd_epi16(odd, x_odd))
+        }
+    }
+
+    impl Integer for Avx2Integer {
+        type Floats = Avx2;
+        type Bytes = (__m256i, __m256i);
+
+        #[inline(always)]
+        fn splat(x: i32) -> Self {
+            unsafe { Self(_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
+        }
+
+        #[inline(always)]
+        unsafe fn bytes(p: *const u8) -> Self::Bytes {
+            unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) }
+        }
+
+        #[inline(always)]
+        fn low(bytes: Self::Bytes) -> Self::Bytes {
+            unsafe {
+                let mask = _mm256_set1_epi8(15);
+                (_mm256_and_si256(bytes.0, mask), _mm256_and_si256(bytes.1, mask))
+            }
+        }
+
+        #[inline(always)]
+        fn high(bytes: Self::Bytes) -> Self::Bytes {
+            unsafe { Self::low((_mm256_srli_epi16::<4>(bytes.0), _mm256_srli_epi16::<4>(bytes.1))) }
+        }
+
+        #[inline(always)]
+        fn dot(self, bytes: Self::Bytes, x: i32) -> Self {
+            unsafe {
+                let x = _mm256_set1_epi32(x);
+                Self(dot256(self.0, bytes.0, x), dot256(self.1, bytes.1, x))
+            }
+        }
+
+        #[inline(always)]
+        fn floats(self) -> Avx2 {
+            unsafe { Avx2(_mm256_cvtepi32_ps(self.0), _mm256_cvtepi32_ps(self.1)) }
+        }
+    }
+
+    /// What both kinds of zmm lanes share.
+    macro_rules! zmm {
+        ($name:ident, |$acc:ident, $w:ident, $x:ident| $dot:expr) => {
+            impl Integer for $name {
+                type Floats = Avx512;
+                type Bytes = __m512i;
+
+                #[inline(always)]
+                fn splat(x: i32) -> Self {
+                    unsafe { Self(_mm512_set1_epi32(x)) }
+                }
+
+                #[inline(always)]
+                unsafe fn bytes(p: *const u8) -> __m512i {
+                    unsafe { _mm512_loadu_si512(p.cast()) }
+                }
+
+                #[inline(always)]
+                fn low(bytes: __m512i) -> __m512i {
+                    unsafe { _mm512_and_si512(bytes, _mm512_set1_epi8(15)) }
+                }
+
+                #[inline(always)]
+                fn high(bytes: __m512i) -> __m512i {
+                    unsafe { Self::low(_mm512_srli_epi16::<4>(bytes)) }
+                }
+
+                #[inline(always)]
+                fn dot(self, $w: __m512i, x: i32) -> Self {
+                    unsafe {
+                        let ($acc, $x) = (self.0, _mm512_set1_epi32(x));
+                        Self($dot)
+                    }
+                }
+
+                #[inline(always)]
+                fn floats(self) -> Avx512 {
+                    unsafe { Avx512(_mm512_cvtepi32_ps(self.0)) }
+                }
+            }
+        };
+    }
+
+    zmm!(Vnni, |acc, w, x| _mm512_dpbusd_epi32(acc, w, x));
+    zmm!(Avx512Integer, |acc, w, x| {
+        let even = _mm512_and_si512(w, _mm512_set1_epi16(0xff));
+        let odd = _mm512_srli_epi16::<8>(w);
+        let x_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x));
+        let x_odd = _mm512_srai_epi16::<8>(x);
+        let acc = _mm512_add_epi32(acc, _mm512_madd_epi16(even, x_even));
+        _mm512_add_epi32(acc, _mm512_madd_epi16(odd, x_odd))
+    });
+}
