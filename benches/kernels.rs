@@ -1,0 +1,133 @@
+//! How near are linear layers to the machine's limits? The shapes of Qwen3-0.6B's layers, each
+//! weight format, on the path that this machine takes.
+//!
+//! Prints, for each number of rows, billions of multiplications and additions a second, and the
+//! gigabytes of weights read a second: one row is bound by memory, many rows by arithmetic.
+//!
+//! `cargo bench --bench kernels [-- ROWS,ROWS,..]`
+
+#![allow(clippy::print_stdout, missing_docs, reason = "a benchmark prints")]
+
+mod support;
+
+use std::ops::Range;
+
+use support::{spread, time};
+use vrust::backend::cpu::{CpuBackend, CpuOptions};
+use vrust::backend::{
+    ActId, Backend, ComputeType, DType, KvGroup, KvSpec, LinearId, LinearPart, LinearRole,
+    LinearSpec, RowSource, StepInput, StepLimits,
+};
+use vrust::config::Quantization;
+use vrust::error::Result;
+use vrust::ids::TokenId;
+
+/// Outputs and inputs of a layer's matrices: QKV, output, gate and up, down.
+const SHAPES: [(usize, usize); 4] = [(4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072)];
+/// Enough of them that no cache holds the weights.
+const LAYERS: usize = 12;
+const ROUNDS: usize = 9;
+const MAX_ROWS: usize = 2048;
+
+struct Noise(usize, usize);
+
+impl RowSource for Noise {
+    fn name(&self) -> &str {
+        "noise"
+    }
+
+    fn dtype(&self) -> DType {
+        DType::Bf16
+    }
+
+    fn rows(&self) -> usize {
+        self.0
+    }
+
+    fn cols(&self) -> usize {
+        self.1
+    }
+
+    fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+        for (i, to) in out.chunks_exact_mut(2).enumerate() {
+            let mixed = (rows.start * self.1 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+            let value = mixed as f32 / (1 << 24) as f32 - 0.5;
+            to.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+struct Bench {
+    backend: CpuBackend,
+    layers: Vec<[LinearId; 4]>,
+    acts: [(ActId, ActId); 4],
+}
+
+impl Bench {
+    fn new(quantization: Option<Quantization>) -> Self {
+        let options = CpuOptions { quantization, ..CpuOptions::new(ComputeType::Bf16) };
+        let mut backend = CpuBackend::new(options).expect("a backend");
+        let mut pack = |(n, k)| {
+            let parts = vec![LinearPart { weight: Box::new(Noise(n, k)), bias: None }];
+            let spec = LinearSpec { parts, role: LinearRole::Hidden };
+            backend.pack_linear(spec).expect("memory")
+        };
+        let layers = (0..LAYERS).map(|_| SHAPES.map(&mut pack)).collect();
+        let acts = SHAPES.map(|(n, k)| (backend.activation(k), backend.activation(n)));
+        let limits = StepLimits {
+            max_tokens: MAX_ROWS,
+            max_seqs: 1,
+            max_logits_rows: 1,
+            max_block_table: 1,
+        };
+        let group = KvGroup { layers: vec![0], num_kv_heads: 1, head_dim: 16 };
+        let kv = KvSpec { groups: vec![group], block_size: 16 };
+        backend.allocate(limits, &kv, 2).expect("memory");
+        Self { backend, layers, acts }
+    }
+
+    /// Seconds of all layers once.
+    fn run(&mut self, rows: usize) -> f64 {
+        let ids = vec![TokenId(0); rows];
+        let positions = vec![0; rows];
+        time(|| {
+            self.backend.begin_step(&StepInput {
+                token_ids: &ids,
+                positions: &positions,
+                seqs: &[],
+                block_tables: &[Vec::new()],
+                slot_mapping: &[vec![0; rows]],
+                block_copies: &[],
+            });
+            for layer in &self.layers {
+                for (weight, (x, out)) in layer.iter().zip(self.acts) {
+                    self.backend.linear(*weight, x, out);
+                }
+            }
+            self.backend.finish_step().expect("it runs");
+        })
+    }
+}
+
+fn main() {
+    let asked = std::env::args().find(|a| a.starts_with(|c: char| c.is_ascii_digit()));
+    let rows = asked.unwrap_or_else(|| "1,2,4,8,16,32,64,128,512,2048".into());
+    let rows: Vec<usize> = rows.split(',').map(|r| r.parse().expect("a number of rows")).collect();
+    let parameters = LAYERS * SHAPES.iter().map(|(n, k)| n * k).sum::<usize>();
+    let formats = [(None, 16.0), (Some(Quantization::Int8), 8.0), (Some(Quantization::Int4), 4.5)];
+    for (quantization, bits) in formats {
+        let mut bench = Bench::new(quantization);
+        println!("{}", bench.backend.describe());
+        for &rows in &rows {
+            bench.run(rows);
+            let operations = 2.0 * (parameters * rows) as f64;
+            let bytes = parameters as f64 * bits / 8.0;
+            let seconds: Vec<f64> = (0..ROUNDS).map(|_| bench.run(rows)).collect();
+            let mut speed: Vec<f64> = seconds.iter().map(|s| operations / s / 1e9).collect();
+            let mut read: Vec<f64> = seconds.iter().map(|s| bytes / s / 1e9).collect();
+            let (speed, read) = (spread(&mut speed, 0), spread(&mut read, 1));
+            println!("{rows:5} rows {speed:>24} Gop/s {read:>22} GB/s");
+        }
+    }
+}
