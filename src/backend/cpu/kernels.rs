@@ -45,10 +45,10 @@ pub(crate) struct Kernels {
 
 /// Instantiates every generic kernel inside functions that have the path's features.
 ///
-/// `rows x panels` is the register tile of linear layers, `vectors` that of attention.
+/// `rows x panels` is the register tile of linear layers, `vectors x groups` that of attention.
 macro_rules! instantiate {
     ($name:ident, [$($feature:meta),*], $simd:ty, $int:ty, $bf16:ty, $bf16_inputs:literal,
-     $rows:literal x $panels:literal, $vectors:literal) => {
+     $rows:literal x $panels:literal, $vectors:literal x $groups:literal) => {
         mod $name {
             use super::*;
 
@@ -71,7 +71,9 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn attend(a: &AttentionArgs<'_>, item: usize, head: usize, s: &mut Scratch) {
                 // SAFETY: the caller keeps the contract of `Kernel`.
-                unsafe { attention::attend::<$simd, $vectors>(a, item, head, s) }
+                unsafe { attention::attend::<Wide<$simd, f32>, $bf16, $vectors, $groups>(
+                        a, item, head, s,
+                    ) }
             }
 
             $(#[$feature])*
@@ -108,7 +110,7 @@ macro_rules! instantiate {
     };
 }
 
-instantiate!(portable, [], Portable, [i32; 16], linear::Pairs<Portable>, false, 4 x 1, 1);
+instantiate!(portable, [], Portable, [i32; 16], linear::Pairs<Portable>, false, 4 x 1, 4 x 1);
 
 #[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512, integer::Avx2Integer, integer::Avx512Integer};
@@ -116,18 +118,18 @@ use super::simd::{avx2::Avx2, avx512::Avx512, integer::Avx2Integer, integer::Avx
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx2, [target_feature(enable = "avx2,fma,f16c")],
-    Avx2, Avx2Integer, linear::Pairs<Avx2>, false, 4 x 1, 1
+    Avx2, Avx2Integer, linear::Pairs<Avx2>, false, 4 x 1, 4 x 1
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx512, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 4
+    Avx512, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 8 x 2
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx512bf16,
     [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, Avx512Integer, linear::avx512bf16::Dot, true, 8 x 3, 4
+    Avx512, Avx512Integer, linear::avx512bf16::Dot, true, 8 x 3, 8 x 2
 );
 
 /// What VNNI replaces, on whichever AVX-512 path: integer sums are the same bits.

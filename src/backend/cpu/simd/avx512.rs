@@ -160,6 +160,11 @@ impl Simd16 for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch_l2(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self {
         unsafe { Self(_mm512_maskz_loadu_ps(Self::first(n), p)) }
     }
@@ -167,15 +172,6 @@ impl Simd16 for Avx512 {
     #[inline(always)]
     unsafe fn store_first(self, p: *mut f32, n: usize) {
         unsafe { _mm512_mask_storeu_ps(p, Self::first(n), self.0) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16_halves(low: *const u16, high: *const u16) -> Self {
-        unsafe {
-            let both = _mm256_set_m128i(_mm_loadu_si128(high.cast()), _mm_loadu_si128(low.cast()));
-            let wide = _mm512_cvtepu16_epi32(both);
-            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
-        }
     }
 
     #[inline(always)]
