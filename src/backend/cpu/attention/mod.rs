@@ -114,10 +114,15 @@ impl Softmax {
         if later.is_empty() {
             return;
         }
-        let max = if self.max > later.max { self.max } else { later.max };
+        // `exp(0)` is exactly 1, so one of the two is never computed.
         let first = self.is_empty();
-        let mine = if first { 0.0 } else { super::math::exp_scalar::<S>(self.max - max) };
-        let theirs = super::math::exp_scalar::<S>(later.max - max);
+        let (max, mine, theirs) = if first {
+            (later.max, 0.0, 1.0)
+        } else if self.max > later.max {
+            (self.max, 1.0, super::math::exp_scalar::<S>(later.max - self.max))
+        } else {
+            (later.max, super::math::exp_scalar::<S>(self.max - later.max), 1.0)
+        };
         *self = if first { later } else { Self { max, sum: self.sum * mine + later.sum * theirs } };
         let (mine, theirs) = (S::splat(mine), S::splat(theirs));
         for i in (0..dim_padded).step_by(16) {

@@ -44,6 +44,49 @@ impl Rows {
     }
 }
 
+/// Where the keys and values of a span lie, for every eight positions.
+struct Places {
+    /// Keys, from their first element on; some behind the span, to be asked for.
+    keys: [*const u8; EIGHTS + AHEAD],
+    /// Values, from their first sixteen elements on.
+    values: [*const u8; EIGHTS],
+    /// Positions that lie together: 16 or 8.
+    run: usize,
+}
+
+impl Places {
+    /// Of the eights `range` of the span from `start`. Eights past the sequence's blocks repeat its
+    /// last ones; they are masked later.
+    #[inline(always)]
+    fn new<X>(t: &Tile<'_, X>, start: usize, range: std::ops::Range<usize>) -> Self {
+        let size = t.kv.block_size;
+        let run = if size.is_multiple_of(16) { 16 } else { 8 };
+        let mut places = Self { keys: [t.kv.k; _], values: [t.kv.v; _], run };
+        let first = start + range.start * 8;
+        let (mut block, mut slot) = (first / size, first % size);
+        for i in range.start..range.end + AHEAD {
+            if block >= t.blocks.len() {
+                (block, slot) = (t.blocks.len() - 1, size - run + i * 8 % run);
+            }
+            let id = t.blocks[block].index();
+            places.keys[i] = t.kv.k.wrapping_add(t.kv.k_at(id, t.kv_head, slot));
+            if i < range.end {
+                places.values[i] = t.kv.v.wrapping_add(t.kv.v_at(id, t.kv_head, 0, slot));
+            }
+            slot += 8;
+            if slot >= size {
+                (block, slot) = (block + 1, 0);
+            }
+        }
+        places
+    }
+}
+
+/// Eights of a span.
+const EIGHTS: usize = SPAN / 8;
+/// Eights of keys that are asked for before they are used.
+const AHEAD: usize = 8;
+
 /// Computes span number `span` of every query vector.
 #[inline(always)]
 pub(super) unsafe fn run<P: Panel, const R: usize, const N: usize>(
@@ -56,15 +99,16 @@ pub(super) unsafe fn run<P: Panel, const R: usize, const N: usize>(
     let from = rows.visible(0, start).0 / 16 * 16;
     let to = rows.visible(rows.count - 1, start).1;
     let mut results = [Softmax::EMPTY; TILE_VECTORS];
+    let places = Places::new(t, start, from / 8..to.next_multiple_of(16) / 8);
     // SAFETY: by `attend`'s contract.
     unsafe {
         let mut group = from / 16;
         while group * 16 < to {
             if (group + N) * 16 <= to.next_multiple_of(16) {
-                scores_of::<P, R, N>(t, rows, start, group);
+                scores_of::<P, R, N>(t, rows, &places, (start, group));
                 group += N;
             } else {
-                scores_of::<P, R, 1>(t, rows, start, group);
+                scores_of::<P, R, 1>(t, rows, &places, (start, group));
                 group += 1;
             }
         }
@@ -77,13 +121,13 @@ pub(super) unsafe fn run<P: Panel, const R: usize, const N: usize>(
         while v < rows.count {
             let left = rows.count - v;
             v += if left >= R {
-                values_of::<P, R, N>(t, rows, start, v)
+                values_of::<P, R, N>(t, rows, &places, (start, v))
             } else if left >= 4 {
-                values_of::<P, 4, N>(t, rows, start, v)
+                values_of::<P, 4, N>(t, rows, &places, (start, v))
             } else if left >= 2 {
-                values_of::<P, 2, N>(t, rows, start, v)
+                values_of::<P, 2, N>(t, rows, &places, (start, v))
             } else {
-                values_of::<P, 1, N>(t, rows, start, v)
+                values_of::<P, 1, N>(t, rows, &places, (start, v))
             };
         }
     }
@@ -95,30 +139,15 @@ pub(super) unsafe fn run<P: Panel, const R: usize, const N: usize>(
 unsafe fn scores_of<P: Panel, const R: usize, const N: usize>(
     t: &Tile<'_, P::X>,
     rows: &Rows,
-    start: usize,
-    group: usize,
+    places: &Places,
+    (start, group): (usize, usize),
 ) {
-    let size = t.kv.block_size;
-    let whole = size.is_multiple_of(16);
-    let unit = if whole { 16 } else { 8 };
-    // Lanes past the sequence's blocks read its last ones; they are masked later.
-    let last = t.blocks.len() * size - unit;
-    let place = |position: usize| {
-        let position = position.min(last);
-        let block = t.blocks[position / size].index();
-        t.kv.k.wrapping_add(t.kv.k_at(block, t.kv_head, position % size)).cast_const()
-    };
-    let first = start + group * 16;
     let keys = Keys {
-        low: std::array::from_fn(|n| place(first + n * 16)),
-        high: std::array::from_fn(|n| place(first + n * 16 + 8)),
-        next: std::array::from_fn(|n| place(first + (N + n) * 16)),
-        values: std::array::from_fn(|n| {
-            let position = (first + n * 16).min(last);
-            let block = t.blocks[position / size].index();
-            t.kv.v.wrapping_add(t.kv.v_at(block, t.kv_head, 0, position % size)).cast_const()
-        }),
-        whole,
+        low: std::array::from_fn(|n| places.keys[2 * (group + n)]),
+        high: std::array::from_fn(|n| places.keys[2 * (group + n) + 1]),
+        next: std::array::from_fn(|n| places.keys[2 * (group + n) + AHEAD]),
+        values: std::array::from_fn(|n| places.values[2 * (group + n)]),
+        whole: places.run == 16,
     };
     let mut v = 0;
     while v < rows.count {
@@ -261,8 +290,8 @@ unsafe fn softmax<P: Panel>(
 unsafe fn values_of<P: Panel, const R: usize, const N: usize>(
     t: &Tile<'_, P::X>,
     rows: &Rows,
-    start: usize,
-    vector: usize,
+    places: &Places,
+    (start, vector): (usize, usize),
 ) -> usize {
     let groups = t.kv.dim_padded / 16;
     let low = rows.visible(vector, start).0 / 16 * 16;
@@ -272,10 +301,10 @@ unsafe fn values_of<P: Panel, const R: usize, const N: usize>(
         // SAFETY: the caller's contract; columns stay within the padded head.
         unsafe {
             if group + N <= groups {
-                value_tile::<P, R, N>(t, start, range, vector, group);
+                value_tile::<P, R, N>(t, places, range, vector, group);
                 group += N;
             } else {
-                value_tile::<P, R, 1>(t, start, range, vector, group);
+                value_tile::<P, R, 1>(t, places, range, vector, group);
                 group += 1;
             }
         }
@@ -287,44 +316,35 @@ unsafe fn values_of<P: Panel, const R: usize, const N: usize>(
 #[inline(always)]
 unsafe fn value_tile<P: Panel, const R: usize, const N: usize>(
     t: &Tile<'_, P::X>,
-    start: usize,
+    places: &Places,
     (from, to): (usize, usize),
     vector: usize,
     group: usize,
 ) {
-    let (width, size) = (t.kv.dim_padded, t.kv.block_size);
+    // Bytes from sixteen columns to the next.
+    let apart = t.kv.block_size / P::STEP * 64;
     let mut acc = [[P::Acc::splat(0.0); N]; R];
-    let place = |block: usize, n: usize| {
-        let block = t.blocks[block].index();
-        t.kv.v.wrapping_add(t.kv.v_at(block, t.kv_head, group + n, 0)).cast_const()
-    };
     // SAFETY: the caller's contract: vectors, columns and positions are in range. The last
     // position may stand alone in its step: what lies behind it was perhaps never written.
     unsafe {
         let probabilities = t.probabilities.add(vector * SPAN);
-        let mut at = from;
-        while at < to {
-            let block = (start + at) / size;
-            let end = to.min((block + 1) * size - start);
-            let first = (start + at) % size / P::STEP * 64;
-            let here: [*const u8; N] = std::array::from_fn(|n| place(block, n).add(first));
-            let whole = (end - at) / P::STEP;
-            for step in 0..whole {
-                let weights = std::array::from_fn(|n| P::weights(here[n].add(step * 64)));
-                let from = probabilities.add(at + step * P::STEP);
-                accumulate::<P, R, N>(&mut acc, from, weights);
-            }
-            if (end - at) % P::STEP != 0 {
-                let weights =
-                    std::array::from_fn(|n| P::first(P::weights(here[n].add(whole * 64))));
-                accumulate::<P, R, N>(&mut acc, probabilities.add(at + whole * P::STEP), weights);
-            }
-            at = end;
+        let place = |at: usize| places.values[at / 8].add(group * apart + at % 8 / P::STEP * 64);
+        // One loop, not one for each block: the accumulators stay in registers.
+        for step in from / P::STEP..to / P::STEP {
+            let at = step * P::STEP;
+            let here = place(at);
+            let weights = std::array::from_fn(|n| P::weights(here.add(n * apart)));
+            accumulate::<P, R, N>(&mut acc, probabilities.add(at), weights);
         }
-        let values = t.values.add(vector * width + group * 16);
+        if to % P::STEP != 0 {
+            let here = place(to - 1);
+            let weights = std::array::from_fn(|n| P::first(P::weights(here.add(n * apart))));
+            accumulate::<P, R, N>(&mut acc, probabilities.add(to - 1), weights);
+        }
+        let values = t.values.add(vector * t.kv.dim_padded + group * 16);
         for r in 0..R {
             for n in 0..N {
-                acc[r][n].store(values.add(r * width + n * 16));
+                acc[r][n].store(values.add(r * t.kv.dim_padded + n * 16));
             }
         }
     }

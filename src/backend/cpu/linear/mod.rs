@@ -221,6 +221,17 @@ pub(crate) enum InputForm {
     },
 }
 
+impl InputForm {
+    /// Bytes of what `ConvertArgs::ldo` counts.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::RoundedF32 => 4,
+            Self::Bf16 => 2,
+            Self::Int8 { .. } => 1,
+        }
+    }
+}
+
 /// What `convert` works on.
 #[derive(Clone, Copy)]
 pub(crate) struct ConvertArgs {

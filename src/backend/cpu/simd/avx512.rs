@@ -181,4 +181,21 @@ impl Simd16 for Avx512 {
             Self(_mm512_mask_mov_ps(other.0, mask, self.0))
         }
     }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        unsafe {
+            let eight = _mm512_extractf32x8_ps::<1>(self.0);
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), eight);
+            let four = _mm256_extractf128_ps::<1>(eight);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), four);
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn greatest(self) -> f32 {
+        unsafe { _mm512_reduce_max_ps(self.0) }
+    }
 }
