@@ -197,7 +197,13 @@ class Responses(unittest.TestCase):
         self.assertEqual(text, whole)
         self.assertEqual((kinds[0], kinds[-1]), ("response.created", "response.completed"))
         self.assertEqual(event.response.output_text, whole)
+        # What is ready at once comes at once: only a long answer has many deltas for sure.
+        with self.client.responses.create(
+                model=NAME, input="Tell me a story.", max_output_tokens=500, stream=True,
+                extra_body={"ignore_eos": True}) as events:
+            kinds = [event.type for event in events]
         self.assertGreater(kinds.count("response.output_text.delta"), 3)
+        self.assertEqual(kinds[-1], "response.incomplete")
         with self.client.responses.stream(**fields) as events:
             self.assertEqual(events.get_final_response().output_text, whole)
 
