@@ -190,6 +190,9 @@ func (f *serveFlags) config(logger *slog.Logger) (server.Config, error) {
 		}
 		config.ChatTemplateKwargs = []byte(f.templateKwargs)
 	}
+	if f.port < 0 || f.port > 65535 {
+		return config, usagef("--port must be from 0 to 65535, got %d", f.port)
+	}
 	if f.bodyTimeout <= 0 {
 		return config, usagef("--body-timeout must be above 0, got %v", f.bodyTimeout)
 	}

@@ -23,6 +23,10 @@ func (s *Server) readFields(w http.ResponseWriter, r *http.Request) (fields, err
 		return nil, badRequest("Content-Type", "Content-Type must be application/json, got %q",
 			r.Header.Get("Content-Type"))
 	}
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && coding != "identity" {
+		return nil, fail(http.StatusUnsupportedMediaType, "Content-Encoding",
+			"Content-Encoding: only identity is supported, got %q", clip([]byte(coding)))
+	}
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(s.config.BodyPatience))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.config.MaxBodyBytes))

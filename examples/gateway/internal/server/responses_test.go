@@ -220,12 +220,24 @@ func TestBadResponses(t *testing.T) {
 	long := `{"stream":true,"input":"` + strings.Repeat("long ", 20000) + `"}`
 	status, document = call(t, web, responsesPath, long)
 	expectError(t, "too long", status, document, 400, "input", "2048")
-	answer, err := http.Get(web.URL + responsesPath + "/resp_1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer.Body.Close()
-	if answer.StatusCode != 404 {
-		t.Errorf("a stored response: %d", answer.StatusCode)
+	for _, c := range []struct {
+		method, path string
+		code         int
+	}{
+		{"GET", "/resp_1", 404}, {"DELETE", "/resp_1", 404}, {"POST", "/resp_1/cancel", 404},
+		{"GET", "/resp_1/input_items", 404}, {"GET", "", 405}, {"PUT", "", 405},
+	} {
+		request, err := http.NewRequest(c.method, web.URL+responsesPath+c.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := http.DefaultTransport.RoundTrip(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != c.code {
+			t.Errorf("%s %s: %d", c.method, c.path, answer.StatusCode)
+		}
 	}
 }
