@@ -12,7 +12,8 @@ trap 'rm -rf "$program"' EXIT
 {
     printf 'package main\n\nimport (\n"context"\n"fmt"\n"log"\n\n'
     printf 'vrust "github.com/vrust/vrust/bindings/go"\n)\n'
-    printf 'func main() {\nif err := run(context.Background()); err != nil {\nlog.Fatal(err)\n}\n}\n'
+    printf 'func main() {\nif err := run(context.Background()); err != nil {\n'
+    printf 'log.Fatal(err)\n}\n}\n'
     printf 'func run(ctx context.Context) error {\n'
     tests/bindings/snippet.sh go vrust.Open
     printf 'return nil\n}\n'

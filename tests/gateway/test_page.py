@@ -275,8 +275,9 @@ class CommandLine(unittest.TestCase):
             chat = OpenAI(base_url=server.url + "/v1", api_key="x", max_retries=0).chat
             answer = chat.completions.create(
                 model=MODEL, max_tokens=2,
-                messages=[{"role": "user", "content": "What is the capital of France?"}], extra_body={"chat_template": "{{ messages[0].content }}",
-                                          "return_token_ids": True, "truncate_prompt_tokens": 4})
+                messages=[{"role": "user", "content": "What is the capital of France?"}],
+                extra_body={"chat_template": "{{ messages[0].content }}",
+                            "return_token_ids": True, "truncate_prompt_tokens": 4})
             self.assertEqual(answer.usage.prompt_tokens, 4)
             with self.assertRaises(openai.APIStatusError) as caught:
                 chat.completions.create(model=MODEL, messages=[
