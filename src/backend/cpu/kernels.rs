@@ -112,7 +112,10 @@ macro_rules! instantiate {
     };
 }
 
-instantiate!(portable, [], Portable, [i32; 16], linear::Pairs<Portable>, false, 4 x 1, 4 x 1, 4 x 1);
+instantiate!(
+    portable, [],
+    Portable, [i32; 16], linear::Pairs<Portable>, false, 4 x 1, 4 x 1, 4 x 1
+);
 
 #[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512, integer::Avx2Integer, integer::Avx512Integer};

@@ -7,8 +7,8 @@
 //! ```
 //! A row's result depends on its query and the cached positions alone: tiles, work items, chunks
 //! and threads only decide who computes it. So prefill, decode, any batch and any number of
-//! threads give the same bits. Positions that a row may not see get a probability of 0, which changes
-//! no bit; slots that hold no position of the sequence are never multiplied.
+//! threads give the same bits. Positions that a row may not see get a probability of 0, which
+//! changes no bit; slots that hold no position of the sequence are never multiplied.
 #![allow(unsafe_code, reason = "kernels work through pointers")]
 
 use std::ops::Range;
@@ -205,10 +205,7 @@ unsafe fn chunk<P: Panel, const R: usize, const N: usize>(
         // SAFETY: row and head are in range; the scratch holds `TILE_VECTORS` heads.
         unsafe {
             let query = a.qkv.add(row * a.heads.qkv_width() + head * dim);
-            for i in (0..dim).step_by(16) {
-                let x = P::Acc::load_first(query.add(i), (dim - i).min(16));
-                P::put(x, queries.add(v * dim_padded + i));
-            }
+            put_query::<P>(query, queries.add(v * dim_padded), dim);
         }
     }
     for span in item.spans.clone() {
@@ -252,6 +249,15 @@ unsafe fn chunk<P: Panel, const R: usize, const N: usize>(
                 merged.finish::<P::Acc>(scratch.merged.as_ptr().add(v * dim_padded), out, dim);
             }
         }
+    }
+}
+
+/// Brings a query to the form that scores read, with zeros to a whole vector.
+#[inline(always)]
+unsafe fn put_query<P: Panel>(query: *const f32, to: *mut P::X, dim: usize) {
+    for i in (0..dim).step_by(16) {
+        // SAFETY: the caller vouches for `dim` elements, and for room for whole vectors.
+        unsafe { P::put(P::Acc::load_first(query.add(i), (dim - i).min(16)), to.add(i)) }
     }
 }
 

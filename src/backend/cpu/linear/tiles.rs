@@ -148,7 +148,7 @@ impl<P: Panel> Tiles for Chain<P> {
         unsafe {
             let x = a.x.cast::<P::X>().add(row * a.ldx);
             let w = a.weights.add(panel * a.panel_bytes);
-            // One loop, not two: with a loop around it the accumulators would leave their registers.
+            // One loop, not two: a loop around it would drive the accumulators out of registers.
             for step in 0..a.steps {
                 if step % Self::BLOCK == 0 {
                     ahead.ask::<P::Acc>();
