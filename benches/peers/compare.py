@@ -9,7 +9,8 @@ compare.py report [--markdown FILE] [--plot FOLDER]          the table of all th
 The folder is what setup.sh filled. Each engine runs in a process of its own; within a run they
 take turns, one task at a time, and a ratio is taken of each pair of turns, because memory speed
 drifts within the hour. Results pile up in FILE, a JSON object a line: a row can be measured alone
-(--tasks), and vrust alone (--engines vrust) against what is known of the peers.
+(--tasks), and vrust alone (--engines vrust) against what is known of the peers. Engines are vrust,
+vrust-http, openvino, llama, llama-bench, vllm, transformers, and reader: memory's own speed.
 
   start        seconds from the start of the process to the first token, files in the page cache
   decode       tokens/s of one stream: 128 / (time for 129 tokens - time for 1), prompt of 32
@@ -33,9 +34,11 @@ import report
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PYTHONS = {"openvino": "ov", "vllm": "vllm", "transformers": "vllm"}
-ENGINES = ["vrust", "openvino", "llama", "llama-bench", "vllm", "transformers", "vrust-http"]
+# Who takes turns when nobody is named: as many as fit in 16 GiB.
+GROUPS = [["vrust", "openvino", "llama-bench", "reader"], ["vrust", "llama"], ["vrust", "vllm"],
+          ["vrust", "transformers"], ["vrust", "vrust-http"]]
 TASKS = ["decode", "prefill 512", "prefill 2048", "concurrent"]
-QUANTIZED = {"vrust", "openvino", "llama", "llama-bench"}
+QUANTIZED = {"vrust", "openvino", "llama", "llama-bench", "reader"}
 # Sums never meet in two engines by chance: each run draws prompts of its own.
 numbers = random.Random(time.time_ns())
 
@@ -131,6 +134,24 @@ class LlamaBench:
         return None
 
 
+class Reader:
+    """What reads memory as fast as it goes, in turn with decoding: GB/s, not tokens."""
+
+    name, start = "reader", None
+
+    def __init__(self, engine, peers, shape, quantization, threads):
+        self.command = [str(build_machine(peers)), str(threads), "read"]
+
+    def rate(self, task, prompts):
+        if task != "decode":
+            return None
+        line = subprocess.run(self.command, check=True, stdout=subprocess.PIPE).stdout
+        return max(json.loads(line).values())
+
+    def close(self):
+        return None
+
+
 def library():
     return ROOT / "build/lib/libvrust.so"
 
@@ -154,7 +175,8 @@ def measure(options, shape, quantization, engines, note):
     args = (options.peers, shape, quantization, options.threads)
     workers = []
     for engine in engines:
-        worker = (LlamaBench if engine == "llama-bench" else Worker)(engine, *args)
+        kind = {"llama-bench": LlamaBench, "reader": Reader}.get(engine, Worker)
+        worker = kind(engine, *args)
         workers.append(worker)
         if worker.start is not None:
             note(engine, "start", 0, worker.start)
@@ -173,34 +195,46 @@ def measure(options, shape, quantization, engines, note):
 
 
 def run(options):
-    session = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
-    build, cpu = build_id(), report.cpu_name()
-    with open(options.results, "a") as out:
-        for shape in options.shapes:
-            warm(options.peers, shape)
-            for quantization in options.quantization:
-                engines = [e for e in options.engines
-                           if quantization == "none" or e in QUANTIZED]
-
-                def note(engine, task, round, value):
-                    record = dict(session=session, cpu=cpu, threads=options.threads, shape=shape,
-                                  quantization=quantization, engine=engine, task=task,
-                                  round=round, value=value)
-                    if engine.startswith("vrust"):
-                        record["build"] = build
-                    print(json.dumps(record), file=out, flush=True)
-                    print(f"{shape} {quantization} {task} {engine}: {value:.2f}", flush=True)
-
+    cpu, build = report.cpu_name(), build_id()
+    for shape in options.shapes:
+        warm(options.peers, shape)
+        for quantization in options.quantization:
+            for group in options.engines or GROUPS:
+                engines = [e for e in group if quantization == "none" or e in QUANTIZED]
+                if len(engines) < min(2, len(group)):
+                    continue
+                known = dict(session=time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()), cpu=cpu,
+                             threads=options.threads, shape=shape, quantization=quantization)
                 try:
-                    measure(options, shape, quantization, engines, note)
+                    measure(options, shape, quantization, engines, Notes(options, known, build))
                 except (RuntimeError, subprocess.CalledProcessError) as error:
                     print(f"{shape}, {quantization}: {error}", file=sys.stderr)
 
 
+class Notes:
+    """Adds figures to the results."""
+
+    def __init__(self, options, known, build):
+        self.path, self.known, self.build = options.results, known, build
+
+    def __call__(self, engine, task, round, value):
+        record = dict(self.known, engine=engine, task=task, round=round, value=value)
+        if engine.startswith("vrust"):
+            record["build"] = self.build
+        with open(self.path, "a") as out:
+            print(json.dumps(record), file=out)
+        print("{shape} {quantization}".format(**record), f"{task} {engine}: {value:.2f}",
+              flush=True)
+
+
+def build_machine(peers):
+    program = peers / "machine"
+    subprocess.run(["cc", "-O2", "-pthread", HERE / "machine.c", "-o", program], check=True)
+    return program
+
+
 def machine(options):
-    program = options.peers / "machine"
-    source = HERE / "machine.c"
-    subprocess.run(["cc", "-O2", "-pthread", source, "-o", program], check=True)
+    program = build_machine(options.peers)
     line = subprocess.run([program, str(options.threads)], check=True, text=True,
                           stdout=subprocess.PIPE).stdout
     session = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
@@ -222,7 +256,8 @@ def main():
     parser.add_argument("--peers", type=Path, default=ROOT / "build/peers")
     parser.add_argument("--shapes", type=names, default=["qwen3-0.6b", "llama-3.2-1b"])
     parser.add_argument("--quantization", type=names, default=["none", "int8", "int4"])
-    parser.add_argument("--engines", type=names, default=ENGINES)
+    parser.add_argument("--engines", type=lambda text: [names(text)],
+                        help="who take turns; group by group by default")
     parser.add_argument("--tasks", type=names, default=TASKS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm-up", type=int, default=1, help="turns that are not counted")
