@@ -68,7 +68,7 @@ bench: gateway
 	@benches/peers/setup.sh $(BUILD)/peers
 	@benches/peers/compare.py machine
 	@benches/peers/compare.py $(COMPARE)
-	@benches/peers/compare.py report --markdown $(BUILD)/peers.md --plot benches/plots
+	@benches/peers/compare.py report --markdown BENCHMARKS.md --plot benches/plots
 
 header:
 	@$(CARGO) run --quiet --manifest-path tests/tools/header/Cargo.toml -- include/vrust/vrust.h

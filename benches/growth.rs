@@ -1,7 +1,8 @@
 //! How speed grows: with threads, with the number of streams, with the context. Qwen3-0.6B's
 //! shape with dummy weights, bfloat16; greedy, the end of text ignored.
 //!
-//! `cargo bench --bench growth [-- FOLDER]` prints three tables; FOLDER takes a chart of each.
+//! `cargo bench --bench growth [-- [--only threads|streams|context] [FOLDER]]` prints three tables,
+//! or one; FOLDER takes a chart of each.
 //!
 //! A decode figure is `streams * (TOKENS - 1) / (time for TOKENS tokens - time for 1)`, both with
 //! the prompt found in the prefix cache; a prefill figure is the prompt's first time.
@@ -24,14 +25,24 @@ const CONTEXT: usize = 128;
 const POOL_BYTES: u64 = 2 << 30;
 
 fn main() {
-    let charts = std::env::args().skip(1).find(|a| !a.starts_with('-'));
-    let charts = charts.as_deref().map(Path::new);
+    let mut args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let only = args.iter().position(|a| a == "--only").map(|at| {
+        args.remove(at);
+        args.remove(at)
+    });
+    let wants = |part: &str| only.as_deref().is_none_or(|o| o == part);
+    let charts = args.first().map(Path::new);
     let folder = Folder::new(QWEN3_0_6B);
     let all = thread::available_parallelism().map_or(1, usize::from);
-    with_threads(&folder, all, charts);
-    let engine = engine(&folder, all);
-    with_streams(&engine, all, charts);
-    with_context(&engine, all, charts);
+    if wants("threads") {
+        with_threads(&folder, all, charts);
+    }
+    if wants("streams") {
+        with_streams(&engine(&folder, all), all, charts);
+    }
+    if wants("context") {
+        with_context(&engine(&folder, all), all, charts);
+    }
 }
 
 fn engine(folder: &Folder, threads: usize) -> Engine {
@@ -81,8 +92,11 @@ fn with_context(engine: &Engine, threads: usize, charts: Option<&Path>) {
     let counts = [128, 256, 512, 1024, 2048, 4096, 8192];
     let (mut decodes, mut prefills) = (Vec::new(), Vec::new());
     for context in counts {
-        let mut decode = decode(engine, 1, context);
-        let mut prefill = prefill(engine, context, if context > 2048 { 1 } else { ROUNDS });
+        // Long prompts are computed once, for both.
+        let (first, mut decode) = first_and_decode(engine, 1, context);
+        let long = context > 2048;
+        let rate = context as f64 / first;
+        let mut prefill = if long { vec![rate] } else { prefill(engine, context, ROUNDS) };
         println!("context {context}: decode {} tokens/s", spread(&mut decode, 1));
         println!("context {context}: prefill {} tokens/s", spread(&mut prefill, 0));
         decodes.push(median(&mut decode));
@@ -118,15 +132,19 @@ fn draw(
 
 /// Output tokens a second of `streams` streams after prompts of `context`, of each round.
 fn decode(engine: &Engine, streams: usize, context: usize) -> Vec<f64> {
+    first_and_decode(engine, streams, context).1
+}
+
+/// Seconds to the prompts' first tokens, and then as `decode`.
+fn first_and_decode(engine: &Engine, streams: usize, context: usize) -> (f64, Vec<f64>) {
     let prompts: Vec<Vec<TokenId>> = (0..streams).map(|s| fresh(s, context)).collect();
-    run(engine, &prompts, 1);
-    (0..ROUNDS)
-        .map(|_| {
-            let one = run(engine, &prompts, 1);
-            let seconds = run(engine, &prompts, TOKENS) - one;
-            streams as f64 * f64::from(TOKENS - 1) / seconds
-        })
-        .collect()
+    let first = run(engine, &prompts, 1);
+    let rates = (0..ROUNDS).map(|_| {
+        let one = run(engine, &prompts, 1);
+        let seconds = run(engine, &prompts, TOKENS) - one;
+        streams as f64 * f64::from(TOKENS - 1) / seconds
+    });
+    (first, rates.collect())
 }
 
 /// Prompt tokens a second, of each round.

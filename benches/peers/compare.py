@@ -4,7 +4,8 @@
 compare.py [--peers FOLDER] [--shapes ..] [--quantization none,int8,int4] [--engines ..]
            [--tasks ..] [--rounds 3] [--results FILE]        measures, and adds to FILE
 compare.py machine                                           what the machine can do at all
-compare.py report [--markdown FILE] [--plot FOLDER]          the table of all that FILE holds
+compare.py report [--markdown FILE] [--plot FOLDER]          tables of all that the results hold,
+                                                             put between the marks of a file
 
 The folder is what setup.sh filled. Each engine runs in a process of its own; within a run they
 take turns, one task at a time, and a ratio is taken of each pair of turns, because memory speed

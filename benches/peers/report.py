@@ -6,6 +6,8 @@ import platform
 import statistics
 from collections import defaultdict
 
+# The tables stand between these lines of a Markdown file.
+BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
 SHAPES = {"qwen3-0.6b": "Qwen3-0.6B", "llama-3.2-1b": "Llama-3.2-1B"}
 # Bytes of a checkpoint's weights in bf16; embedding and head are one matrix.
 WEIGHTS = {"qwen3-0.6b": 1_192_099_840, "llama-3.2-1b": 2_471_628_800}
@@ -71,12 +73,17 @@ class Results:
         return self.values.get((*row, engine), {})
 
     def best_peer(self, row):
-        """The peer with the best median: the lowest of seconds and MiB, else the highest."""
-        sign = -1 if row[2] in ("start", "peak") else 1
-        peers = ["openvino"] if row[2:] + row[1:2] in ONLY_OPENVINO else PEERS
-        medians = {p: sign * statistics.median(self.of(row, p).values())
-                   for p in peers if self.of(row, p)}
-        return max(medians, key=medians.get) if medians else None
+        """The peer that vrust is least ahead of. Ratios of turns in one run count: memory speed
+        drifts too far for rates of different hours."""
+        lower_is_better = row[2] in ("start", "peak")
+        peers = ["openvino"] if (row[2], row[1]) in ONLY_OPENVINO else PEERS
+        leads = {}
+        for peer in peers:
+            ratios, _ = self.ratios(row, "vrust", peer)
+            if ratios:
+                middle = statistics.median(ratios)
+                leads[peer] = -middle if lower_is_better else middle
+        return min(leads, key=leads.get) if leads else None
 
     def ratios(self, row, engine, other):
         """One ratio for each pair of turns; of medians where they never ran together."""
@@ -215,7 +222,9 @@ def write(path, markdown_path, plots):
     text = markdown(results)
     print(text)
     if markdown_path:
-        markdown_path.write_text(text)
+        before, rest = markdown_path.read_text().split(BEGIN)
+        after = rest.split(END)[1]
+        markdown_path.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
     if plots:
         plots.mkdir(parents=True, exist_ok=True)
         for shape in SHAPES:
