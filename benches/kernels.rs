@@ -2,7 +2,8 @@
 //! weight format, on the path that this machine takes.
 //!
 //! Prints, for each number of rows, billions of multiplications and additions a second, and the
-//! gigabytes of weights read a second: one row is bound by memory, many rows by arithmetic.
+//! gigabytes of weights read a second: one row is bound by memory, many rows by arithmetic. Then
+//! attention with that model's heads, over a cache that no CPU cache holds.
 //!
 //! `cargo bench --bench kernels [-- ROWS,ROWS,..]`
 
@@ -15,12 +16,12 @@ use std::ops::Range;
 use support::{spread, time};
 use vrust::backend::cpu::{CpuBackend, CpuOptions};
 use vrust::backend::{
-    ActId, Backend, ComputeType, DType, KvGroup, KvSpec, LinearId, LinearPart, LinearRole,
-    LinearSpec, RowSource, StepInput, StepLimits,
+    ActId, Attention, Backend, ComputeType, DType, Heads, KvGroup, KvSpec, LinearId, LinearPart,
+    LinearRole, LinearSpec, RopeWrite, RowSource, SeqInput, StepInput, StepLimits,
 };
 use vrust::config::Quantization;
 use vrust::error::Result;
-use vrust::ids::TokenId;
+use vrust::ids::{BlockId, TokenId};
 
 /// Outputs and inputs of a layer's matrices: QKV, output, gate and up, down.
 const SHAPES: [(usize, usize); 4] = [(4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072)];
@@ -115,6 +116,7 @@ fn main() {
     let rows = asked.unwrap_or_else(|| "1,2,4,8,16,32,64,128,512,2048".into());
     let rows: Vec<usize> = rows.split(',').map(|r| r.parse().expect("a number of rows")).collect();
     let parameters = LAYERS * SHAPES.iter().map(|(n, k)| n * k).sum::<usize>();
+    attention();
     let formats = [(None, 16.0), (Some(Quantization::Int8), 8.0), (Some(Quantization::Int4), 4.5)];
     for (quantization, bits) in formats {
         let mut bench = Bench::new(quantization);
@@ -130,4 +132,90 @@ fn main() {
             println!("{rows:5} rows {speed:>24} Gop/s {read:>22} GB/s");
         }
     }
+}
+
+/// Sequences, their context and the rows that each computes.
+const ATTENTION: [(usize, usize, usize); 6] =
+    [(1, 0, 512), (1, 0, 2048), (1, 1536, 512), (32, 1024, 1), (1, 8192, 1), (32, 256, 1)];
+const HEADS: Heads = Heads { num_heads: 16, num_kv_heads: 8, head_dim: 128 };
+
+/// Attention and the writing of keys and values: operations a second over the visible positions,
+/// and gigabytes of cache that a reader of each position once would read.
+fn attention() {
+    let mut b = CpuBackend::new(CpuOptions::new(ComputeType::Bf16)).expect("a backend");
+    let (qkv, out) = (b.activation(HEADS.qkv_width()), b.activation(HEADS.q_width()));
+    let blocks = 32 * 1040 / 16 + 1;
+    let limits = StepLimits {
+        max_tokens: MAX_ROWS,
+        max_seqs: 32,
+        max_logits_rows: 1,
+        max_block_table: blocks,
+    };
+    let (num_kv_heads, head_dim) = (HEADS.num_kv_heads, HEADS.head_dim);
+    let group = KvGroup { layers: (0..LAYERS).collect(), num_kv_heads, head_dim };
+    let kv = KvSpec { groups: vec![group], block_size: 16 };
+    b.allocate(limits, &kv, blocks).expect("memory");
+    b.fill_blocks(&(0..blocks as u32).map(BlockId).collect::<Vec<_>>(), 0.5);
+    for (seqs, context, rows) in ATTENTION {
+        let mut write = Vec::new();
+        let mut attend = Vec::new();
+        for _ in 0..ROUNDS {
+            write.push(run_attention(&mut b, (qkv, out), (seqs, context, rows), false));
+            attend.push(run_attention(&mut b, (qkv, out), (seqs, context, rows), true));
+        }
+        let visible = rows * context + rows * (rows + 1) / 2;
+        let operations = (4 * LAYERS * seqs * visible * HEADS.q_width()) as f64;
+        let bytes =
+            (LAYERS * seqs * (context + rows) * HEADS.num_kv_heads * HEADS.head_dim * 4) as f64;
+        let (write, attend) = (support::median(&mut write), support::median(&mut attend));
+        println!(
+            "{seqs:2} x {rows:4} rows after {context:4}: {:7.0} Gop/s {:5.1} GB/s, writing {:6.1} us a layer",
+            operations / attend / 1e9,
+            bytes / attend / 1e9,
+            write / LAYERS as f64 * 1e6
+        );
+    }
+}
+
+/// Seconds of attention, or of what comes before it, in all layers.
+fn run_attention(
+    b: &mut CpuBackend,
+    (qkv, out): (ActId, ActId),
+    (count, context, rows): (usize, usize, usize),
+    attend: bool,
+) -> f64 {
+    let per_seq = (context + rows).div_ceil(16);
+    let seqs: Vec<SeqInput> = (0..count)
+        .map(|i| SeqInput {
+            query_start: i * rows,
+            query_len: rows,
+            context_len: context,
+            block_table_start: i * per_seq,
+            num_blocks: per_seq,
+        })
+        .collect();
+    let positions: Vec<u32> =
+        (0..count).flat_map(|_| context as u32..(context + rows) as u32).collect();
+    let table: Vec<BlockId> = (1..=(count * per_seq) as u32).map(BlockId).collect();
+    let slot = |(row, p): (usize, &u32)| {
+        u64::from(table[row / rows * per_seq + *p as usize / 16].0) * 16 + u64::from(*p) % 16
+    };
+    let slots: Vec<u64> = positions.iter().enumerate().map(slot).collect();
+    b.begin_step(&StepInput {
+        token_ids: &vec![TokenId(0); count * rows],
+        positions: &positions,
+        seqs: &seqs,
+        block_tables: &[table],
+        slot_mapping: &[slots],
+        block_copies: &[],
+    });
+    let spec = Attention { heads: HEADS, scale: 0.1, sliding_window: None };
+    for layer in 0..LAYERS {
+        if attend {
+            b.paged_attention(layer, qkv, &spec, out);
+        } else {
+            b.rope_write_kv(layer, qkv, &RopeWrite { heads: HEADS, qk_norm: None, rope: None });
+        }
+    }
+    time(|| b.finish_step().expect("it runs"))
 }

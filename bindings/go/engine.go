@@ -110,15 +110,24 @@ func (c *core) listen() error {
 	if err := check(C.vrust_queue_fd(c.queue, &fd, &failure), failure); err != nil {
 		return err
 	}
-	// A copy, because closing an os.File closes its descriptor, and this one is the queue's.
-	copied, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_DUPFD_CLOEXEC, 0)
-	if errno != 0 {
-		return errno
-	}
-	if err := syscall.SetNonblock(int(copied), true); err != nil {
+	// Go's poller asks for both directions, and every read of the descriptor by the library is an
+	// event "writable", which would wake a thread for nothing at each step. An epoll descriptor of
+	// our own in between passes on only "readable". It is also what may be closed: the other one is
+	// the queue's.
+	only, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
+	if err != nil {
 		return err
 	}
-	c.wake = os.NewFile(copied, "vrust queue")
+	event := syscall.EpollEvent{Events: syscall.EPOLLIN}
+	err = syscall.EpollCtl(only, syscall.EPOLL_CTL_ADD, int(fd), &event)
+	if err == nil {
+		err = syscall.SetNonblock(only, true)
+	}
+	if err != nil {
+		_ = syscall.Close(only)
+		return err
+	}
+	c.wake = os.NewFile(uintptr(only), "vrust queue")
 	return nil
 }
 

@@ -55,6 +55,21 @@ func (e *Engine) Tokenizer() (*Tokenizer, error) {
 	return newTokenizer(handle), nil
 }
 
+// WithChatTemplate is the same tokenizer with another chat template, in Jinja. It outlives the
+// first one. A malicious template can burn time, though it reaches nothing: take it only from those
+// whom you trust. ErrTemplate when it cannot be parsed.
+func (t *Tokenizer) WithChatTemplate(template string) (*Tokenizer, error) {
+	defer keep(t)
+	var handle *C.VrustTokenizer
+	var failure *C.VrustError
+	source, size := text(template)
+	status := C.vrust_tokenizer_with_template(t.handle, source, size, &handle, &failure)
+	if err := check(status, failure); err != nil {
+		return nil, err
+	}
+	return newTokenizer(handle), nil
+}
+
 // Close frees the tokenizer. Closing again does nothing.
 func (t *Tokenizer) Close() {
 	t.cleanup.Stop()

@@ -190,6 +190,65 @@ export interface RenderOptions {
   continueFinalMessage?: boolean;
 }
 
+/** What a ChatParser looks for. */
+export interface ChatParserOptions {
+  /** Default: "auto", what the chat template shows. */
+  toolFormat?: 'auto' | 'none' | 'hermes' | 'llama3_json' | 'mistral' | 'pythonic' | 'qwen3_xml';
+  /** Default: "auto". */
+  reasoningFormat?: 'auto' | 'none' | 'think' | 'mistral';
+  /** The request's tools, as in OpenAI's API; without any, no calls are looked for. */
+  tools?: unknown[];
+  /** The request's further variables of the template. */
+  chatTemplateKwargs?: Record<string, unknown>;
+}
+
+/** What a ChatParser has decided. */
+export interface ChatParserInfo {
+  /** A format's first name, or null when no calls are looked for. */
+  toolFormat: string | null;
+  /** A format's first name, or null when no reasoning is looked for. */
+  reasoningFormat: string | null;
+  /** The prompt has opened the model's thoughts already. */
+  startsInReasoning: boolean;
+  /** Markers are special tokens: the request must say `skip_special_tokens: false`. */
+  keepSpecialTokens: boolean;
+}
+
+/** A part of a tool call: the first one has `id`, `type` and `function.name`. */
+export interface ToolCallDelta {
+  index: number;
+  id?: string;
+  type?: 'function';
+  function: { name?: string; arguments: string };
+}
+
+/** One of OpenAI's streaming deltas; exactly one field is there. */
+export interface ChatDelta {
+  reasoning?: string;
+  content?: string;
+  tool_calls?: ToolCallDelta[];
+}
+
+/**
+ * Tells reasoning and tool calls from content in the text of one choice as it comes. It may outlive
+ * its engine. One that is dropped gives its memory back, as does `close()`, after which every other
+ * method throws VrustError INVALID_ARGUMENT.
+ */
+export interface ChatParser {
+  readonly info: Readonly<ChatParserInfo>;
+  /**
+   * Takes the text that came next, and gives what it makes certain, often nothing. However the text
+   * is cut between characters, the deltas join to the same.
+   */
+  push(text: string): ChatDelta[];
+  /** Ends the answer: what `push` held back. The parser is then as new. */
+  finish(): ChatDelta[];
+  /** Gives the parser's memory back. Again: does nothing. */
+  close(): void;
+  /** The same as `close()`. */
+  [Symbol.dispose](): void;
+}
+
 /** A snapshot of an engine's figures, as VrustStats; counters count from the engine's start. */
 export interface Stats {
   numRequestsRunning: number;
@@ -248,6 +307,11 @@ export class Engine {
   decode(ids: Iterable<number>, options?: { skipSpecialTokens?: boolean }): string;
   /** A chat as the model's prompt. Throws VrustError TEMPLATE when the template fails. */
   renderChat(messages: ChatMessage[], options?: RenderOptions): string;
+  /**
+   * A parser for one choice of a chat's answer. Throws VrustError: INVALID_ARGUMENT for an unknown
+   * format and malformed tools, TEMPLATE when the chat template cannot be used.
+   */
+  chatParser(options?: ChatParserOptions): ChatParser;
   /** The engine's figures now. */
   stats(): Stats;
   /** The same in Prometheus' text format, under vLLM's names. */

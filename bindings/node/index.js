@@ -1,6 +1,7 @@
 'use strict';
 // vrust for Node.js. index.d.ts is the manual.
 
+const { ChatParser, parserOptions } = require('./chatparser.js');
 const { VrustError } = require('./errors.js');
 const native = require('./native.js');
 const { engineOptions } = require('./options.js');
@@ -115,6 +116,11 @@ class Engine {
       (continueFinalMessage ? CHAT_CONTINUE_FINAL : 0);
     const json = (value) => (value === undefined ? '' : JSON.stringify(value));
     return native.renderChat(this.#core, json(messages), json(tools), json(kwargs), flags);
+  }
+
+  chatParser(options) {
+    this.#check();
+    return new ChatParser(native.chatParser(this.#core, parserOptions(options)));
   }
 
   stats() {

@@ -878,6 +878,17 @@ VrustStatus vrust_engine_tokenizer(const struct VrustEngine *engine,
                                    struct VrustTokenizer **tokenizer_out,
                                    struct VrustError **err);
 
+/// Writes a handle to the same tokenizer with another chat template, in Jinja, for renderings and
+/// parsers of chats that bring their own. It outlives the first one.
+///
+/// A template reaches no files and runs no code, but a malicious one can burn time: take it only
+/// from those whom you trust. Any thread. VRUST_ERROR_TEMPLATE when it cannot be parsed.
+VrustStatus vrust_tokenizer_with_template(const struct VrustTokenizer *tokenizer,
+                                          const char *chat_template,
+                                          size_t chat_template_len,
+                                          struct VrustTokenizer **tokenizer_out,
+                                          struct VrustError **err);
+
 /// Encodes text. Writes the number of ids to `n_ids` and the ids to `ids`, which has room for
 /// `capacity`; VRUST_ERROR_BUFFER_TOO_SMALL when that is too little, with the number it needs.
 /// `flags`: VRUST_ENCODE_*. Any thread.

@@ -83,6 +83,34 @@ pub unsafe extern "C" fn vrust_engine_tokenizer(
     }
 }
 
+/// Writes a handle to the same tokenizer with another chat template, in Jinja, for renderings and
+/// parsers of chats that bring their own. It outlives the first one.
+///
+/// A template reaches no files and runs no code, but a malicious one can burn time: take it only
+/// from those whom you trust. Any thread. VRUST_ERROR_TEMPLATE when it cannot be parsed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vrust_tokenizer_with_template(
+    tokenizer: *const VrustTokenizer,
+    chat_template: *const c_char,
+    chat_template_len: usize,
+    tokenizer_out: *mut *mut VrustTokenizer,
+    err: *mut *mut VrustError,
+) -> VrustStatus {
+    // SAFETY: `chat_template_len` bytes of `chat_template` are readable; `tokenizer_out` and `err`
+    // are NULL or writable (header, "Pointers").
+    unsafe {
+        boundary(err, || {
+            let first = TOKENIZERS.get(tokenizer, "tokenizer")?;
+            let out = Out::new(tokenizer_out, "tokenizer_out")?;
+            let source = text(chat_template, chat_template_len, "chat_template")?;
+            let tokenizer = Arc::clone(&first.tokenizer);
+            let template = Ok(Some(Arc::new(ChatTemplate::from_source(source, &tokenizer)?)));
+            out.write(TOKENIZERS.insert(Arc::new(TokenizerObject { tokenizer, template }))?);
+            Ok(VRUST_OK)
+        })
+    }
+}
+
 /// Encodes text. Writes the number of ids to `n_ids` and the ids to `ids`, which has room for
 /// `capacity`; VRUST_ERROR_BUFFER_TOO_SMALL when that is too little, with the number it needs.
 /// `flags`: VRUST_ENCODE_*. Any thread.

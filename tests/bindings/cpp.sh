@@ -86,11 +86,21 @@ sanitizers() {
         run clang++-tsan
 }
 
-# The README's snippet is the example.
+# The binding's README has the example; the repository's has a snippet, which compiles and runs.
 readme() {
+    local answer
+    {
+        printf '#include <iostream>\n#include <vrust/vrust.hpp>\nint main() {\n'
+        tests/bindings/snippet.sh cpp vrust::Engine
+        printf 'return 0;\n}\n'
+    } >"$out/readme.cpp"
+    # shellcheck disable=SC2086
+    g++ -std=c++17 $warnings $includes "$out/readme.cpp" -o "$out/readme" -L"$build/lib" -lvrust
+    answer=$("$out/readme")
+    [[ $answer == *Paris* ]] || { echo "README.md: $answer" && exit 1; }
     sed -n '/^```cpp$/,/^```$/p' bindings/cpp/README.md | sed '1d;$d' |
         diff - examples/cpp/chat.cpp
-    printf '%-28s ok\n' "README's snippet"
+    printf '%-28s ok\n' "README's snippets"
 }
 
 # The example against vrust installed by CMake, which moves after that.

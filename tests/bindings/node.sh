@@ -9,7 +9,20 @@ cd bindings/node
 npm ci --no-audit --no-fund --ignore-scripts
 npm run build
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+place=$(mktemp -d)
+trap 'rm -rf "$log" "$place"' EXIT
+
+# README's snippet, as a program that has the binding as a dependency.
+mkdir "$place/node_modules"
+ln -s "$PWD" "$place/node_modules/vrust"
+{
+    echo '(async () => {'
+    ../../tests/bindings/snippet.sh js Engine.create
+    echo '})();'
+} >"$place/readme.js"
+test -n "$(cd ../.. && node "$place/readme.js")"
+echo "README's snippet runs"
+
 npm test | tee "$log"
 passed=$(sed -n 's/^[^0-9a-z]*pass \([0-9]*\)$/\1/p' "$log")
 test "${passed:-0}" -gt 0

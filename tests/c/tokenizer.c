@@ -81,6 +81,31 @@ static void chat(VrustTokenizer *tokenizer) {
   CHECK(render(NULL, hello, "", 0, &open) == VRUST_ERROR_INVALID_ARGUMENT);
 }
 
+/* The same tokenizer with a template of the caller's, which outlives the first one. */
+static void other_template(VrustTokenizer *tokenizer) {
+  const char *source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+  const char *hello = "[{\"role\":\"user\",\"content\":\"Hello there\"}]";
+  VrustTokenizer *other = NULL;
+  VrustBytes *text = NULL;
+  CHECK_ERROR(VRUST_ERROR_TEMPLATE, "line 1",
+              vrust_tokenizer_with_template(tokenizer, "{% if %}", 8, &other, &err));
+  CHECK_STATUS(VRUST_ERROR_INVALID_ARGUMENT,
+               vrust_tokenizer_with_template(NULL, source, strlen(source), &other, &err));
+  CHECK_STATUS(VRUST_ERROR_INVALID_ARGUMENT,
+               vrust_tokenizer_with_template(tokenizer, NULL, 3, &other, &err));
+  CHECK_STATUS(VRUST_ERROR_INVALID_ARGUMENT,
+               vrust_tokenizer_with_template(tokenizer, source, strlen(source), NULL, &err));
+  CHECK(other == NULL);
+  CHECK_OK(vrust_tokenizer_with_template(tokenizer, source, strlen(source), &other, &err));
+  CHECK(vrust_tokenizer_destroy(tokenizer) == VRUST_OK);
+  CHECK(render(other, hello, "", 0, &text) == VRUST_OK);
+  CHECK(vrust_bytes_len(text) == 17);
+  CHECK(memcmp(vrust_bytes_data(text), "<user>Hello there", 17) == 0);
+  CHECK(vrust_bytes_destroy(text) == VRUST_OK);
+  round_trip(other);
+  CHECK(vrust_tokenizer_destroy(other) == VRUST_OK);
+}
+
 int main(int argc, char **argv) {
   const char *model = model_folder(argc, argv);
   VrustTokenizer *tokenizer = NULL, *from_engine = NULL;
@@ -97,7 +122,7 @@ int main(int argc, char **argv) {
   CHECK(vrust_engine_destroy(engine) == VRUST_OK);
   round_trip(from_engine);
   chat(from_engine);
-  CHECK(vrust_tokenizer_destroy(from_engine) == VRUST_OK);
+  other_template(from_engine);
   CHECK(vrust_tokenizer_destroy(NULL) == VRUST_OK);
   return 0;
 }

@@ -160,6 +160,81 @@ class Page(unittest.TestCase):
         self.assertEqual(self.client.models.retrieve(NAME).id, NAME)
 
 
+class Responses(unittest.TestCase):
+    """The Responses API by the official package."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server("--served-model-name", NAME)
+        cls.addClassCleanup(cls.server.__exit__)
+        cls.client = OpenAI(base_url=cls.server.url + "/v1", api_key="dummy", max_retries=0)
+
+    def test_whole(self):
+        response = self.client.responses.create(
+            model=NAME, input="What is the capital of France?", instructions="Be brief.",
+            temperature=0, max_output_tokens=60)
+        self.assertIn("Paris", response.output_text)
+        self.assertEqual(response.status, "completed")
+        self.assertEqual(response.usage.total_tokens,
+                         response.usage.input_tokens + response.usage.output_tokens)
+        again = self.client.responses.create(
+            model=NAME, temperature=0, input=[
+                {"role": "user", "content": "What is the capital of France?"},
+                *[item.model_dump() for item in response.output],
+                {"role": "user", "content": [{"type": "input_text", "text": "And of Italy?"}]}])
+        self.assertTrue(again.output_text)
+        self.assertGreater(again.usage.input_tokens, response.usage.input_tokens)
+
+    def test_stream(self):
+        fields = {"model": NAME, "input": "What is the capital of France?", "temperature": 0}
+        whole = self.client.responses.create(**fields).output_text
+        text, kinds = "", []
+        with self.client.responses.create(**fields, stream=True) as events:
+            for event in events:
+                kinds.append(event.type)
+                if event.type == "response.output_text.delta":
+                    text += event.delta
+        self.assertEqual(text, whole)
+        self.assertEqual((kinds[0], kinds[-1]), ("response.created", "response.completed"))
+        self.assertEqual(event.response.output_text, whole)
+        # What is ready at once comes at once: only a long answer has many deltas for sure.
+        with self.client.responses.create(
+                model=NAME, input="Tell me a story.", max_output_tokens=500, stream=True,
+                extra_body={"ignore_eos": True}) as events:
+            kinds = [event.type for event in events]
+        self.assertGreater(kinds.count("response.output_text.delta"), 3)
+        self.assertEqual(kinds[-1], "response.incomplete")
+        with self.client.responses.stream(**fields) as events:
+            self.assertEqual(events.get_final_response().output_text, whole)
+
+    def test_asynchronous(self):
+        async def one(client):
+            text = ""
+            async for event in await client.responses.create(
+                    model=NAME, input="Once upon a time", max_output_tokens=8, stream=True):
+                text += event.delta if event.type == "response.output_text.delta" else ""
+            return text
+
+        async def main():
+            async with AsyncOpenAI(base_url=self.server.url + "/v1", api_key="x") as client:
+                return await asyncio.gather(*(one(client) for _ in range(8)))
+
+        self.assertTrue(all(asyncio.run(main())))
+
+    def test_errors(self):
+        create = self.client.responses.create
+        with self.assertRaises(openai.NotFoundError):
+            create(model="none", input="a")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            create(model=NAME, input="a", temperature=9)
+        self.assertEqual(caught.exception.param, "temperature")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            create(model=NAME, input="a", tools=[{"type": "web_search"}], stream=True)
+        self.assertEqual(caught.exception.param, "tools")
+        with self.assertRaises(openai.NotFoundError):
+            self.client.responses.retrieve("resp_1")
+
+
 class CommandLine(unittest.TestCase):
     def test_the_flags_of_the_page(self):
         with Server("--max-model-len", "1024", "--swap-space", "4", "--disable-log-requests",
@@ -181,6 +256,7 @@ class CommandLine(unittest.TestCase):
             (["--no-such-flag"], "no-such-flag"),
             (["--block-size", "7"], "block_size"),
             (["another"], "one model"),
+            (["--body-timeout", "0s"], "--body-timeout"),
             (["--tool-call-parser", "smoke"], "smoke"),
             (["--reasoning-parser", "smoke"], "smoke"),
         ]:
@@ -192,6 +268,21 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(done.returncode, 2)
         done = run("serve", "no/such/../model")
         self.assertEqual(done.returncode, 2, done.stderr)
+
+    def test_limits_and_trust(self):
+        with Server("--trust-request-chat-template", "--body-timeout", "1s",
+                    "--max-body-bytes", "1k") as server:
+            chat = OpenAI(base_url=server.url + "/v1", api_key="x", max_retries=0).chat
+            answer = chat.completions.create(
+                model=MODEL, max_tokens=2,
+                messages=[{"role": "user", "content": "What is the capital of France?"}],
+                extra_body={"chat_template": "{{ messages[0].content }}",
+                            "return_token_ids": True, "truncate_prompt_tokens": 4})
+            self.assertEqual(answer.usage.prompt_tokens, 4)
+            with self.assertRaises(openai.APIStatusError) as caught:
+                chat.completions.create(model=MODEL, messages=[
+                    {"role": "user", "content": "long " * 1000}])
+            self.assertEqual(caught.exception.status_code, 413)
 
     def test_the_model_as_a_flag(self):
         done = run("serve", "--model", MODEL, "--tensor-parallel-size", "2")

@@ -32,6 +32,7 @@ constexpr bool is_move_only = !std::is_copy_constructible_v<T> && !std::is_copy_
 
 static_assert(is_move_only<vrust::Engine> && is_move_only<vrust::Queue>);
 static_assert(is_move_only<vrust::Stream> && is_move_only<vrust::Tokenizer>);
+static_assert(is_move_only<vrust::ChatParser>);
 static_assert(std::is_nothrow_copy_constructible_v<vrust::Cancel>);
 static_assert(std::is_base_of_v<std::exception, vrust::Error>);
 

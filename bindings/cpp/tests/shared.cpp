@@ -2,6 +2,7 @@
 // with and without them.
 //   shared [MODEL_FOLDER [TEST...]]
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <thread>
@@ -339,12 +340,101 @@ void check_growth(const char* what, long before, long most_kib) {
   }
 }
 
+// Deltas put together. The texts stay as JSON has them.
+struct Answer {
+  std::string reasoning, content, name, arguments;
+
+  void add(const std::string& deltas) {
+    CHECK(deltas.size() >= 2 && deltas.front() == '[' && deltas.back() == ']');
+    for (size_t at = 0; (at = deltas.find("\":\"", at)) != std::string::npos;) {
+      const size_t key = deltas.rfind('"', at - 1) + 1;
+      const std::string field = deltas.substr(key, at - key);
+      at += 3;
+      const size_t begin = at;
+      while (deltas[at] != '"') at += deltas[at] == '\\' ? 2 : 1;
+      const std::string text = deltas.substr(begin, at - begin);
+      if (field == "reasoning") reasoning += text;
+      if (field == "content") content += text;
+      if (field == "name") name += text;
+      if (field == "arguments") arguments += text;
+    }
+  }
+};
+
+vrust::ChatParserOptions parser_options() {
+  vrust::ChatParserOptions options;
+  options.tool_format = "hermes";
+  options.reasoning_format = "think";
+  options.tools_json = R"([{"type":"function","function":{"name":"now"}}])";
+  return options;
+}
+
+// The answer in pieces of `size` characters, and what they make known.
+Answer parse(vrust::ChatParser& parser, const std::string& text, size_t size) {
+  Answer answer;
+  for (size_t at = 0; at < text.size();) {
+    size_t end = std::min(at + size, text.size());
+    while (end < text.size() && (text[end] & 0xc0) == 0x80) end++;
+    answer.add(GET(parser.push(text.substr(at, end - at))));
+    at = end;
+  }
+  answer.add(GET(parser.finish()));
+  return answer;
+}
+
+void chat_parser() {
+  const std::string text =
+      "<think>\nHm.\n</think>\n\nHi <tool_call>{\"name\": \"now\", \"arguments\": "
+      "{\"a\": \"\xc3\xa9t\xc3\xa9\"}}</tool_call>";
+  vrust::ChatParser parser = GET(engine().chat_parser(parser_options()));
+  const vrust::ChatParserInfo info = GET(parser.info());
+  CHECK(info.tool_format == "hermes" && info.reasoning_format == "think");
+  CHECK(!info.starts_in_reasoning && !info.keep_special_tokens);
+  for (const size_t size : {text.size(), size_t{1}, size_t{2}, size_t{3}, size_t{7}}) {
+    const Answer answer = parse(parser, text, size); // As new after each end.
+    CHECK(answer.reasoning == "Hm." && answer.content == "Hi" && answer.name == "now");
+    CHECK(answer.arguments == "{\\\"a\\\": \\\"\xc3\xa9t\xc3\xa9\\\"}");
+  }
+  CHECK(GET(parser.push("a <tool_ca")) == R"([{"content":"a"}])");
+  CHECK(GET(parser.push("")) == "[]");
+  CHECK(GET(parser.finish()) == R"([{"content":" <tool_ca"}])");
+  CHECK(CHECK_ERROR(invalid_argument, parser.push("a\xff")).message().find("UTF-8") !=
+        std::string::npos);
+
+  // Without tools, or a format in the template, the text stays as it is.
+  vrust::ChatParser plain = GET(engine().chat_parser());
+  CHECK(GET(plain.info()).tool_format.empty() && GET(plain.info()).reasoning_format.empty());
+  CHECK(parse(plain, "<tool_call> x", 4).content == "<tool_call> x");
+
+  vrust::ChatParserOptions bad;
+  bad.tool_format = "smoke \"signals\"";
+  const vrust::Error error = CHECK_ERROR(invalid_argument, engine().chat_parser(bad));
+  CHECK(error.message().find("tool_format: must be one of auto, none") != std::string::npos);
+  bad = parser_options();
+  bad.tools_json = "[{}]";
+  CHECK_ERROR(invalid_argument, engine().chat_parser(bad));
+
+  // A parser that is gone, and one that outlives its engine.
+  vrust::ChatParser moved = std::move(parser);
+  CHECK_ERROR(invalid_argument, parser.push("a"));
+  CHECK_ERROR(invalid_argument, parser.finish());
+  CHECK_ERROR(invalid_argument, parser.info());
+  vrust_chat_parser_destroy(moved.handle());
+  CHECK_ERROR(invalid_argument, moved.push("a"));
+  const vrust::Engine closed = ready_engine();
+  vrust::ChatParser kept = GET(closed.chat_parser(parser_options()));
+  closed.close();
+  CHECK(parse(kept, text, 5).name == "now");
+  CHECK_ERROR(invalid_argument, closed.chat_parser());
+}
+
 // Every kind of handle, made and dropped `count` times.
 void use_handles(int count) {
   for (int i = 0; i < count; i++) {
     CHECK_ERROR(not_found, engine().abort(uint64_t{1} << 60));
     CHECK(!GET(engine().info_json()).empty());
     CHECK(!GET(GET(engine().tokenizer()).encode("Hello")).empty());
+    CHECK(GET(GET(engine().chat_parser(parser_options())).push("<think>")) == "[]");
     const vrust::Queue queue = GET(engine().create_queue());
     const vrust::Queue other = GET(engine().default_queue());
   }
@@ -394,6 +484,7 @@ int main(int argc, char** argv) {
       {"many_at_once", many_at_once},
       {"slow_consumer", slow_consumer},
       {"close_while_running", close_while_running},
+      {"chat_parser", chat_parser},
       {"leak_check", leak_check},
   };
   return run(tests, argc, argv);

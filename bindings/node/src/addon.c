@@ -177,6 +177,21 @@ static napi_value render_chat(napi_env env, napi_callback_info info) {
   return result;
 }
 
+/* chatParser(core, options): a parser's external; the options are JSON. */
+static napi_value chat_parser(napi_env env, napi_callback_info info) {
+  napi_value values[MAX_ARGUMENTS];
+  size_t length;
+  VrustChatParser *parser = NULL;
+  VrustError *error = NULL;
+  Core *core = arguments_of(env, info, values);
+  if (core == NULL || !tokenizer_of(env, core)) return NULL;
+  char *json = text_of(env, values[1], &length);
+  if (json == NULL) return NULL;
+  VrustStatus status = vrust_chat_parser_create(core->tokenizer, json, length, &parser, &error);
+  free(json);
+  return status < 0 ? error_throw(env, status, error) : chat_parser_new(env, parser);
+}
+
 static napi_value info_json(napi_env env, napi_callback_info info) {
   napi_value values[MAX_ARGUMENTS];
   VrustBytes *bytes = NULL;
@@ -253,7 +268,11 @@ NAPI_MODULE_INIT() {
       {"close", close_engine},            {"encode", encode},
       {"decode", decode},                 {"renderChat", render_chat},
       {"infoJson", info_json},            {"prometheus", prometheus},
-      {"stats", stats},
+      {"stats", stats},                   {"chatParser", chat_parser},
+      {"chatParserInfo", chat_parser_info},
+      {"chatParserPush", chat_parser_push},
+      {"chatParserFinish", chat_parser_finish},
+      {"chatParserClose", chat_parser_close},
   };
   for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
     napi_value function;

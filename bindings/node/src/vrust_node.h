@@ -65,6 +65,13 @@ bool options_read(napi_env env, napi_value object, Core *core);
 /* events.c: the events of a report as an array of objects. */
 napi_value events_decode(napi_env env, Core *core);
 
+/* chat_parser.c: functions for index.js; chat_parser_new is for addon.c. */
+napi_value chat_parser_new(napi_env env, VrustChatParser *handle);
+napi_value chat_parser_info(napi_env env, napi_callback_info info);
+napi_value chat_parser_push(napi_env env, napi_callback_info info);
+napi_value chat_parser_finish(napi_env env, napi_callback_info info);
+napi_value chat_parser_close(napi_env env, napi_callback_info info);
+
 /* values.c: helpers for values and errors. Those that return NULL or false have thrown. */
 napi_value error_class_set(napi_env env, napi_callback_info info);
 napi_value error_new(napi_env env, VrustStatus status, VrustError *error);

@@ -1,7 +1,7 @@
 // Compiled, never run: what index.d.ts must accept, and what it must refuse.
 
 import { Engine, VrustError, version } from '../index.js';
-import type { Delta, Result, Stats, Stream } from '../index.js';
+import type { ChatParser, Delta, Result, Stats, Stream } from '../index.js';
 
 export async function accepted(signal: AbortSignal): Promise<string> {
   const engine: Engine = await Engine.create({ model: 'm', maxNumSeqs: 4, dtype: 'float32' });
@@ -15,6 +15,12 @@ export async function accepted(signal: AbortSignal): Promise<string> {
   const ids: number[] = engine.encode('Hi', { addSpecialTokens: false });
   const stats: Stats = engine.stats();
   console.log(engine.decode(ids), engine.renderChat(messages), stats.steps, engine.info.model);
+  const parser: ChatParser = engine.chatParser({ toolFormat: 'hermes', tools: [] });
+  for (const delta of [...parser.push('Hi'), ...parser.finish()]) {
+    console.log(delta.reasoning?.length, delta.tool_calls?.[0]?.function.name);
+  }
+  console.log(parser.info.keepSpecialTokens);
+  parser.close();
   await engine[Symbol.asyncDispose]();
   return result.choices[0].text + version();
 }
@@ -34,6 +40,8 @@ export async function refused(engine: Engine): Promise<void> {
   new Engine();
   // @ts-expect-error: neither prompt nor messages
   engine.generate({ max_tokens: 4 });
+  // @ts-expect-error: not a format
+  engine.chatParser({ toolFormat: 'smoke signals' });
   // @ts-expect-error: text is a string
   engine.encode(4);
 }

@@ -159,10 +159,73 @@ test('close_while_running', async () => {
   await other.close();
 });
 
+/** The answer in pieces of `size` characters, put together from its deltas. */
+function parse(parser, text, size) {
+  const joined = { reasoning: '', content: '', name: '', arguments: '' };
+  const deltas = [];
+  for (let i = 0; i < text.length; i += size) deltas.push(...parser.push(text.slice(i, i + size)));
+  for (const delta of [...deltas, ...parser.finish()]) {
+    joined.reasoning += delta.reasoning ?? '';
+    joined.content += delta.content ?? '';
+    for (const call of delta.tool_calls ?? []) {
+      assert.equal(call.index, 0);
+      for (const [key, value] of Object.entries(call.function)) joined[key] += value;
+    }
+  }
+  return joined;
+}
+
+test('chat_parser', async () => {
+  const options = {
+    toolFormat: 'hermes',
+    reasoningFormat: 'think',
+    tools: [{ type: 'function', function: { name: 'now' } }],
+  };
+  const text = '<think>\nHm.\n</think>\n\nHi <tool_call>{"name": "now", "arguments": ' +
+    '{"a": "\u00e9t\u00e9"}}</tool_call>';
+  const parser = engine.chatParser(options);
+  assert.deepEqual(parser.info, { toolFormat: 'hermes', reasoningFormat: 'think',
+    startsInReasoning: false, keepSpecialTokens: false });
+  for (const size of [text.length, 1, 2, 3, 7]) { // As new after each end.
+    assert.deepEqual(parse(parser, text, size), { reasoning: 'Hm.', content: 'Hi', name: 'now',
+      arguments: '{"a": "\u00e9t\u00e9"}' });
+  }
+  assert.deepEqual(parser.push('a <tool_ca'), [{ content: 'a' }]);
+  assert.deepEqual(parser.push(''), []);
+  assert.deepEqual(parser.finish(), [{ content: ' <tool_ca' }]);
+  assert.throws(() => parser.push(5), TypeError);
+
+  // Without tools, or a format in the template, the text stays as it is.
+  const plain = engine.chatParser();
+  assert.deepEqual(plain.info, { toolFormat: null, reasoningFormat: null,
+    startsInReasoning: false, keepSpecialTokens: false });
+  assert.equal(parse(plain, '<tool_call> x', 4).content, '<tool_call> x');
+
+  const error = await failure('INVALID_ARGUMENT',
+    () => engine.chatParser({ toolFormat: 'smoke "signals"' }));
+  assert.match(error.message, /tool_format: must be one of auto, none/);
+  await failure('INVALID_ARGUMENT', () => engine.chatParser({ ...options, tools: [{}] }));
+  await failure('INVALID_ARGUMENT', () => engine.chatParser({ chatTemplateKwargs: [1] }));
+  const other = await failure('INVALID_ARGUMENT', () => engine.chatParser({ other: 1 }));
+  assert.match(other.message, /other/);
+
+  // A parser that is gone, and one that outlives its engine.
+  parser.close();
+  parser[Symbol.dispose]();
+  await failure('INVALID_ARGUMENT', () => parser.push('a'));
+  await failure('INVALID_ARGUMENT', () => parser.finish());
+  const closed = await Engine.create({ model });
+  const kept = closed.chatParser(options);
+  await closed.close();
+  assert.equal(parse(kept, text, 5).name, 'now');
+  await failure('SHUTTING_DOWN', () => closed.chatParser(options));
+});
+
 test('leak_check', async () => {
   const once = async (close) => {
     const other = await Engine.create({ model });
     await other.generateText({ prompt: 'Hello', max_tokens: 4 });
+    other.chatParser().push('Hello');
     other.generate(long);
     if (close) await other[Symbol.asyncDispose]();
   };

@@ -141,10 +141,60 @@ class Bindings(unittest.TestCase):
         self.assertEqual([list(s)[-1].finish_reason for s in streams[2:]], ["abort"] * 6)
         self.failure("INVALID_ARGUMENT", engine.generate, "Hello")
 
+    def parse(self, parser, text, size):
+        """The answer in pieces of `size` characters, put together from its deltas."""
+        joined = {"reasoning": "", "content": "", "name": "", "arguments": ""}
+        deltas = [d for i in range(0, len(text), size) for d in parser.push(text[i:i + size])]
+        for delta in deltas + parser.finish():
+            for key in ("reasoning", "content"):
+                joined[key] += delta.get(key, "")
+            for call in delta.get("tool_calls", []):
+                self.assertEqual(call["index"], 0)
+                for key, value in call["function"].items():
+                    joined[key] += value
+        return joined
+
+    def test_chat_parser(self):
+        tools = [{"type": "function", "function": {"name": "now"}}]
+        options = {"tool_format": "hermes", "reasoning_format": "think", "tools": tools}
+        text = ("<think>\nHm.\n</think>\n\nHi <tool_call>{\"name\": \"now\", \"arguments\": "
+                "{\"a\": \"\u00e9t\u00e9\"}}</tool_call>")
+        parser = self.engine.chat_parser(**options)
+        self.assertEqual(parser.info, vrust.ChatParserInfo("hermes", "think", False, False))
+        for size in (len(text), 1, 2, 3, 7):  # As new after each end.
+            answer = self.parse(parser, text, size)
+            self.assertEqual([answer[k] for k in ("reasoning", "content", "name", "arguments")],
+                             ["Hm.", "Hi", "now", "{\"a\": \"\u00e9t\u00e9\"}"])
+        self.assertEqual(parser.push("a <tool_ca"), [{"content": "a"}])
+        self.assertEqual(parser.push(""), [])
+        self.assertEqual(parser.finish(), [{"content": " <tool_ca"}])
+
+        # Without tools, or a format in the template, the text stays as it is.
+        with self.engine.chat_parser() as plain:
+            self.assertEqual(plain.info, vrust.ChatParserInfo(None, None, False, False))
+            self.assertEqual(self.parse(plain, "<tool_call> x", 4)["content"], "<tool_call> x")
+
+        create = self.engine.chat_parser
+        error = self.failure("INVALID_ARGUMENT", create, tool_format='smoke "signals"')
+        self.assertIn("tool_format: must be one of auto, none", error.message)
+        self.failure("INVALID_ARGUMENT", create, **{**options, "tools": [{}]})
+        self.failure("INVALID_ARGUMENT", create, chat_template_kwargs=[1])
+
+        # A parser that is gone, and one that outlives its engine.
+        parser.close()
+        parser.close()
+        for call in (lambda: parser.push("a"), parser.finish, lambda: plain.push("a")):
+            self.failure("INVALID_ARGUMENT", call)
+        with Engine(MODEL) as closed:
+            kept = closed.chat_parser(**options)
+        self.assertEqual(self.parse(kept, text, 5)["name"], "now")
+        self.failure("INVALID_ARGUMENT", closed.chat_parser)
+
     def test_leak_check(self):
         def once():
             with Engine(MODEL) as engine:
                 list(engine.generate("Hello", max_tokens=4))
+                engine.chat_parser().push("Hello")
                 engine.generate("Hello", max_tokens=900)
             gc.collect()
 

@@ -2,6 +2,7 @@
 
 import ctypes as c
 import os
+import struct
 from pathlib import Path
 
 from .errors import VrustError
@@ -51,6 +52,10 @@ class Event(c.Structure):
     ]
 
 
+# VrustLogprob: position, token_id, logprob, rank.
+LOGPROB = struct.Struct("<IIfI")
+
+
 def _candidates():
     """Where libvrust may be: named by the host, in the wheel, in a build tree, on the system."""
     if named := os.environ.get("VRUST_LIBRARY"):
@@ -95,6 +100,11 @@ def _declare():
         "tokenizer_encode": [ptr, _text, size, _u32, ptr, size, sizes, err],
         "tokenizer_decode": [ptr, ptr, size, _u32, ptr, size, sizes, err],
         "tokenizer_destroy": [ptr],
+        "chat_parser_create": [ptr, _text, size, out, err],
+        "chat_parser_info_json": [ptr, out, err],
+        "chat_parser_push": [ptr, _text, size, out, err],
+        "chat_parser_finish": [ptr, out, err],
+        "chat_parser_destroy": [ptr],
         "stats_prometheus": [ptr, out, err],
         "error_destroy": [ptr],
         "bytes_destroy": [ptr],

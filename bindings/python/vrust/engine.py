@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 
 from . import _abi
 from ._abi import check, lib
+from .chat_parser import ChatParser
 from .errors import VrustError
 
 _FINISH = {1: "stop", 2: "stop", 3: "stop", 4: "length", 5: "abort", 6: "deadline"}
@@ -276,8 +277,8 @@ def _decode(event, data):
 def _logprobs(event, data):
     places: dict = {}
     for i in range(event.num_logprobs):
-        position, token, value, rank = struct.unpack_from("<IIfI", data,
-                                                          event.logprobs_offset + 16 * i)
+        at = event.logprobs_offset + i * _abi.LOGPROB.size
+        position, token, value, rank = _abi.LOGPROB.unpack_from(data, at)
         places.setdefault(position, []).append(Logprob(token, value, rank))
     return [places[p] for p in sorted(places)]
 
@@ -339,6 +340,19 @@ class Engine:
             check(lib.vrust_tokenizer_encode, handle, raw, len(raw), int(add_special_tokens), ids,
                   len(ids), c.byref(count))
         return list(ids[:count.value])
+
+    def chat_parser(self, *, tools=None, tool_format="auto", reasoning_format="auto",
+                    chat_template_kwargs=None):
+        """A ChatParser for one choice of a chat's answer.
+
+        `tool_format`: "auto" (what the chat template shows), "none", "hermes", "llama3_json",
+        "mistral", "pythonic" or "qwen3_xml"; without `tools` no calls are looked for.
+        `reasoning_format`: "auto", "none", "think" or "mistral". Raises VrustError.
+        """
+        options = {"tool_format": tool_format, "reasoning_format": reasoning_format,
+                   "tools": tools or [], "chat_template_kwargs": chat_template_kwargs or {}}
+        with _Tokenizer(self._core.engine) as handle:
+            return ChatParser(handle, options)
 
     def metrics(self):
         """The engine's figures in Prometheus' text format, under vLLM's names."""

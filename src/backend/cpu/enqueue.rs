@@ -7,7 +7,7 @@ use super::CpuBackend;
 use super::attention::plan::Plan;
 use super::linear::{ConvertArgs, InputForm, quantized};
 use super::norm::NormArgs;
-use super::program::{Context, Op};
+use super::program::{Context, ConvertRows, Op};
 use crate::backend::{ActId, Attention, LinearId, StepInput, VectorId};
 
 impl CpuBackend {
@@ -66,7 +66,15 @@ impl CpuBackend {
                 _ => width.next_multiple_of(32),
             };
             (args.x, args.ldx) = (target, ldx);
-            convert = Some(ConvertArgs { x, width, rows: index, out: target, ldo: args.ldx, form });
+            let args = ConvertArgs { x, width, rows: index, out: target, ldo: args.ldx, form };
+            convert = Some(args);
+            if let Some((made, then @ None)) = self.ops.last_mut().and_then(Op::then)
+                && made == x
+                && index.is_null()
+            {
+                *then = Some(ConvertRows { args, only: false });
+                convert = None;
+            }
         }
         let kernel = self.kernels.linear[packed.storage as usize];
         self.push(Op::Linear { convert, kernel, args });
@@ -85,7 +93,10 @@ impl CpuBackend {
         let bias = bias.map(|b| self.param(b, width));
         let weight = self.param(weight, width);
         let args = NormArgs { x, out, width, weight, bias: bias.unwrap_or(weight), eps };
-        self.push(if bias.is_some() { Op::LayerNorm(args) } else { Op::RmsNorm(args) });
+        self.push(match bias {
+            Some(_) => Op::LayerNorm(args, None),
+            None => Op::RmsNorm(args, None),
+        });
     }
 
     pub(super) fn push(&mut self, op: Op) {
@@ -118,11 +129,22 @@ impl CpuBackend {
         at
     }
 
+    /// Finds converted rows that nobody reads before they are made anew.
+    fn find_unread(&mut self) {
+        for i in 0..self.ops.len() {
+            let (made, later) = self.ops.split_at_mut(i + 1);
+            let Some((x, Some(then))) = made[i].then() else { continue };
+            let next = later.iter().find(|op| op.reads(x) || op.overwrites(x));
+            then.only = next.is_some_and(|op| !op.reads(x));
+        }
+    }
+
     /// Runs what was described, if anything.
     pub(super) fn run_program(&mut self) {
         if self.ops.is_empty() {
             return;
         }
+        self.find_unread();
         for cursor in &self.cursors {
             cursor.store(0, Ordering::Relaxed);
         }

@@ -45,10 +45,12 @@ pub(crate) struct Kernels {
 
 /// Instantiates every generic kernel inside functions that have the path's features.
 ///
-/// `rows x panels` is the register tile of linear layers, `vectors` that of attention.
+/// `rows x panels` is the register tile of linear layers, `int_rows x int_panels` that of quantized
+/// ones, which sum twice, and `vectors x groups` that of attention.
 macro_rules! instantiate {
     ($name:ident, [$($feature:meta),*], $simd:ty, $int:ty, $bf16:ty, $bf16_inputs:literal,
-     $rows:literal x $panels:literal, $vectors:literal) => {
+     $rows:literal x $panels:literal, $int_rows:literal x $int_panels:literal,
+     $vectors:literal x $groups:literal) => {
         mod $name {
             use super::*;
 
@@ -58,8 +60,8 @@ macro_rules! instantiate {
                 linear_f16(LinearArgs) = run::<Chain<Wide<$simd, half::f16>>, $rows, $panels>;
                 linear_bf16_wide(LinearArgs) =
                     run::<Chain<Wide<$simd, half::bf16>>, $rows, $panels>;
-                linear_int8(LinearArgs) = run::<Quantized<$int, Int8>, $rows, $panels>;
-                linear_int4(LinearArgs) = run::<Quantized<$int, Int4>, $rows, $panels>;
+                linear_int8(LinearArgs) = run::<Quantized<$int, Int8>, $int_rows, $int_panels>;
+                linear_int4(LinearArgs) = run::<Quantized<$int, Int4>, $int_rows, $int_panels>;
                 convert(ConvertArgs) = linear::convert::<$simd>;
                 rms_norm(NormArgs) = norm::rms_norm::<$simd>;
                 layer_norm(NormArgs) = norm::layer_norm::<$simd>;
@@ -71,7 +73,9 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn attend(a: &AttentionArgs<'_>, item: usize, head: usize, s: &mut Scratch) {
                 // SAFETY: the caller keeps the contract of `Kernel`.
-                unsafe { attention::attend::<$simd, $vectors>(a, item, head, s) }
+                unsafe { attention::attend::<Wide<$simd, f32>, $bf16, $vectors, $groups>(
+                        a, item, head, s,
+                    ) }
             }
 
             $(#[$feature])*
@@ -108,7 +112,7 @@ macro_rules! instantiate {
     };
 }
 
-instantiate!(portable, [], Portable, [i32; 16], linear::Pairs<Portable>, false, 4 x 1, 1);
+instantiate!(portable, [], Portable, [i32; 16], linear::Pairs<Portable>, false, 4 x 1, 4 x 1, 4 x 1);
 
 #[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512, integer::Avx2Integer, integer::Avx512Integer};
@@ -116,18 +120,18 @@ use super::simd::{avx2::Avx2, avx512::Avx512, integer::Avx2Integer, integer::Avx
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx2, [target_feature(enable = "avx2,fma,f16c")],
-    Avx2, Avx2Integer, linear::Pairs<Avx2>, false, 4 x 1, 1
+    Avx2, Avx2Integer, linear::Pairs<Avx2>, false, 4 x 1, 4 x 1, 4 x 1
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx512, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 4
+    Avx512, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 6 x 2, 8 x 2
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx512bf16,
     [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, Avx512Integer, linear::avx512bf16::Dot, true, 8 x 3, 4
+    Avx512, Avx512Integer, linear::avx512bf16::Dot, true, 8 x 3, 6 x 2, 8 x 2
 );
 
 /// What VNNI replaces, on whichever AVX-512 path: integer sums are the same bits.
@@ -139,13 +143,13 @@ mod vnni {
     #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub(super) unsafe fn int8(a: &LinearArgs, panels: Range<usize>) {
         // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { run::<Quantized<Vnni, Int8>, 8, 3>(a, panels) }
+        unsafe { run::<Quantized<Vnni, Int8>, 6, 2>(a, panels) }
     }
 
     #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub(super) unsafe fn int4(a: &LinearArgs, panels: Range<usize>) {
         // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { run::<Quantized<Vnni, Int4>, 8, 3>(a, panels) }
+        unsafe { run::<Quantized<Vnni, Int4>, 6, 2>(a, panels) }
     }
 }
 

@@ -1,14 +1,19 @@
 //! The paged KV cache: where each key and value lies.
 //!
 //! ```text
-//!  K  [block][kv_head][head_dim][block_size]   sixteen positions of one element are one vector
-//!  V  [block][kv_head][block_size][dim_padded] sixteen elements of one position are one vector
+//!  f32 compute
+//!  K  [block][kv_head][dim][block_size]               sixteen positions of one element
+//!  V  [block][kv_head][dim/16][block_size][16]        sixteen elements of one position
+//!  bf16 compute
+//!  K  [block][kv_head][dim/2][block_size][2]          sixteen positions of two elements
+//!  V  [block][kv_head][dim/16][block_size/2][16][2]   sixteen elements of two positions
 //! ```
-//! f32 in f32 compute, bf16 in bf16 compute. Pages are committed as blocks are first written.
+//! So 64 bytes are one step of `linear::Panel`, for K along a head's elements and for V along the
+//! positions. Pages are committed as blocks are first written.
 #![allow(unsafe_code, reason = "threads write disjoint slots of one buffer")]
 
 use super::memory::Buffer;
-use super::simd::bf16_bits;
+use super::simd::{Simd16, bf16_bits};
 use crate::backend::{ComputeType, KvSpec};
 use crate::error::Result;
 use crate::ids::{BlockCopy, BlockId};
@@ -149,24 +154,33 @@ impl LayerKv {
         if self.bf16 { 2 } else { 4 }
     }
 
+    /// Elements of K, or positions of V, in four bytes: one step of a kernel.
+    #[inline(always)]
+    pub(crate) fn step(&self) -> usize {
+        if self.bf16 { 2 } else { 1 }
+    }
+
     fn k_block_bytes(&self) -> usize {
-        self.heads * self.dim * self.block_size * self.element_bytes()
+        self.heads * self.dim.div_ceil(self.step()) * self.block_size * 4
     }
 
     fn v_block_bytes(&self) -> usize {
         self.heads * self.dim_padded * self.block_size * self.element_bytes()
     }
 
-    /// Element of K: `(block, head, first dimension, slot)`; dimensions are `block_size` apart.
+    /// Byte of K where `(block, head, first element, slot)` lies; steps are `4 * block_size` apart.
     #[inline(always)]
-    pub(crate) fn k_index(&self, block: usize, head: usize, slot: usize) -> usize {
-        (block * self.heads + head) * self.dim * self.block_size + slot
+    pub(crate) fn k_at(&self, block: usize, head: usize, slot: usize) -> usize {
+        let steps = self.dim.div_ceil(self.step());
+        ((block * self.heads + head) * steps * self.block_size + slot) * 4
     }
 
-    /// Element of V: `(block, head, slot, first dimension)`.
+    /// Byte of V where the step of `(block, head, columns from 16 * group on, slot)` lies; steps
+    /// are 64 apart.
     #[inline(always)]
-    pub(crate) fn v_index(&self, block: usize, head: usize, slot: usize) -> usize {
-        ((block * self.heads + head) * self.block_size + slot) * self.dim_padded
+    pub(crate) fn v_at(&self, block: usize, head: usize, group: usize, slot: usize) -> usize {
+        let first = (block * self.heads + head) * (self.dim_padded / 16) + group;
+        (first * self.block_size + slot) / self.step() * 64
     }
 
     /// Writes element `i` at `base`, rounding to nearest even.
@@ -182,23 +196,59 @@ impl LayerKv {
         }
     }
 
-    /// Writes one head's key, `[dim]`, to a slot of the whole cache.
+    /// Writes one head's key, `[dim]`, to a slot of the whole cache, and 0 where a step is padded.
     #[inline(always)]
-    pub(crate) unsafe fn write_k(&self, slot: usize, head: usize, x: *const f32) {
-        let at = self.k_index(slot / self.block_size, head, slot % self.block_size);
-        for i in 0..self.dim {
+    pub(crate) unsafe fn write_k<S: Simd16>(&self, slot: usize, head: usize, x: *const f32) {
+        let at = self.k_at(slot / self.block_size, head, slot % self.block_size);
+        for i in (0..self.dim).step_by(16) {
+            let n = (self.dim - i).min(16);
             // SAFETY: the slot was checked when the step began; `x` is `[dim]`.
-            unsafe { self.put(self.k, at + i * self.block_size, *x.add(i)) };
+            unsafe {
+                let v = S::load_first(x.add(i), n);
+                let to = self.k.add(at).cast::<u32>().add(i / self.step() * self.block_size);
+                let words = self.words(v);
+                for (j, word) in words.iter().enumerate().take(n.div_ceil(self.step())) {
+                    *to.add(j * self.block_size) = *word;
+                }
+            }
         }
     }
 
-    /// Writes one head's value, `[dim]`, to a slot of the whole cache.
+    /// Sixteen elements as words of one step each; the later half is unused in bf16.
     #[inline(always)]
-    pub(crate) unsafe fn write_v(&self, slot: usize, head: usize, x: *const f32) {
-        let at = self.v_index(slot / self.block_size, head, slot % self.block_size);
-        for i in 0..self.dim_padded {
-            // SAFETY: as in `write_k`. The padding is written, too: it may hold a NaN from `fill`.
-            unsafe { self.put(self.v, at + i, if i < self.dim { *x.add(i) } else { 0.0 }) };
+    unsafe fn words<S: Simd16>(&self, v: S) -> [u32; 16] {
+        let mut words = [0u32; 16];
+        // SAFETY: the array has room for sixteen elements of either type.
+        unsafe {
+            if self.bf16 {
+                v.store_bf16(words.as_mut_ptr().cast());
+            } else {
+                v.store(words.as_mut_ptr().cast());
+            }
+        }
+        words
+    }
+
+    /// Writes one head's value, `[dim]`, to a slot of the whole cache. The padding is written, too:
+    /// it may hold a NaN from `fill`.
+    #[inline(always)]
+    pub(crate) unsafe fn write_v<S: Simd16>(&self, slot: usize, head: usize, x: *const f32) {
+        let (block, slot) = (slot / self.block_size, slot % self.block_size);
+        for i in (0..self.dim_padded).step_by(16) {
+            // SAFETY: as in `write_k`.
+            unsafe {
+                let v = S::load_first(x.add(i.min(self.dim)), self.dim.saturating_sub(i).min(16));
+                let to = self.v.add(self.v_at(block, head, i / 16, slot));
+                if !self.bf16 {
+                    v.store(to.cast());
+                    continue;
+                }
+                let mut halves = [0u16; 16];
+                v.store_bf16(halves.as_mut_ptr());
+                for (j, half) in halves.into_iter().enumerate() {
+                    *to.cast::<u16>().add(2 * j + slot % 2) = half;
+                }
+            }
         }
     }
 }

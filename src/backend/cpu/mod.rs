@@ -131,6 +131,7 @@ impl CpuBackend {
                 partials: Buffer::zeroed(0, "")?,
                 logits_rows: Vec::new(),
                 logits: Buffer::zeroed(0, "")?,
+                rows: Vec::new(),
                 scratch: Vec::new(),
             },
             ops: Vec::new(),
@@ -198,7 +199,9 @@ impl Backend for CpuBackend {
         self.workspace.partials = Buffer::zeroed(PARTIALS, "partial results of attention")?;
         self.workspace.logits_rows.try_reserve(limits.max_logits_rows)?;
         let dim = kv.groups.iter().map(|g| g.head_dim.next_multiple_of(16)).max().unwrap_or(16);
+        let widest_act = self.acts.iter().map(|a| a.width).max().unwrap_or(0);
         for _ in 0..self.pool.threads() {
+            self.workspace.rows.push(Buffer::zeroed(widest_act, "a row of activations")?);
             let scratch = attention::Scratch::new(dim)?;
             self.workspace.scratch.push(ThreadScratch(UnsafeCell::new(scratch)));
         }
@@ -314,7 +317,7 @@ impl Backend for CpuBackend {
     fn gated_activation(&mut self, gate_up: ActId, kind: Activation, out: ActId) {
         let ((gate_up, both), (out, width)) = (self.act(gate_up), self.act(out));
         assert_eq!(both, 2 * width, "width of gate and up");
-        self.push(Op::Gated(GatedArgs { gate_up, out, width, kind }));
+        self.push(Op::Gated(GatedArgs { gate_up, out, width, kind }, None));
     }
 
     fn activate(&mut self, x: ActId, kind: Activation) {

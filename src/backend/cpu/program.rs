@@ -35,20 +35,28 @@ pub(crate) enum Op {
     Embed { table: LinearId, out: *mut f32 },
     /// Rows of a table by position, added.
     AddPosition { table: LinearId, x: *mut f32 },
-    /// RMS norm.
-    RmsNorm(NormArgs),
-    /// Layer norm.
-    LayerNorm(NormArgs),
+    /// RMS norm, and its rows brought to the form that the next linear layer reads.
+    RmsNorm(NormArgs, Option<ConvertRows>),
+    /// Layer norm, likewise.
+    LayerNorm(NormArgs, Option<ConvertRows>),
     /// A linear layer: inputs converted first, unless they are taken as they are.
     Linear { convert: Option<ConvertArgs>, kernel: Kernel<LinearArgs>, args: LinearArgs },
     /// Query and key norms, rope, writing K and V.
     RopeWrite(RopeArgs),
     /// Attention, after `plan`.
     Attention(AttentionOp),
-    /// Gated activation.
-    Gated(GatedArgs),
+    /// Gated activation, likewise.
+    Gated(GatedArgs, Option<ConvertRows>),
     /// Activation in place.
     Activate(ActivateArgs),
+}
+
+/// A conversion that follows row by row what makes the rows, while each is in the nearest cache.
+#[derive(Clone, Copy)]
+pub(crate) struct ConvertRows {
+    pub(crate) args: ConvertArgs,
+    /// Nobody else reads the rows: they need not be kept.
+    pub(crate) only: bool,
 }
 
 /// What an attention op must remember.
@@ -72,6 +80,46 @@ impl Op {
             Self::Attention(op) if !plans[op.plan].split.is_empty() => 2,
             _ => 1,
         }
+    }
+
+    /// What follows this op row by row, and the rows that it makes.
+    pub(crate) fn then(&mut self) -> Option<(*mut f32, &mut Option<ConvertRows>)> {
+        match self {
+            Self::RmsNorm(args, then) | Self::LayerNorm(args, then) => Some((args.out, then)),
+            Self::Gated(args, then) => Some((args.out, then)),
+            _ => None,
+        }
+    }
+
+    /// Whether it reads the activation at `x`, changing it or not.
+    pub(crate) fn reads(&self, x: *const f32) -> bool {
+        let (one, other): (*const f32, *const f32) = match self {
+            Self::CopyBlocks | Self::Embed { .. } => return false,
+            Self::AddPosition { x, .. } => (*x, *x),
+            Self::RmsNorm(args, _) | Self::LayerNorm(args, _) => (args.x, args.x),
+            Self::Linear { convert, args, .. } => {
+                let input = convert.as_ref().map_or(args.x.cast(), |c| c.x);
+                (input, if args.add { args.out } else { input })
+            }
+            Self::RopeWrite(args) => (args.qkv, args.qkv),
+            Self::Attention(op) => (op.qkv, op.qkv),
+            Self::Gated(args, _) => (args.gate_up, args.gate_up),
+            Self::Activate(args) => (args.x, args.x),
+        };
+        one == x || other == x
+    }
+
+    /// Whether it writes the whole activation at `x` anew.
+    pub(crate) fn overwrites(&self, x: *const f32) -> bool {
+        let out: *const f32 = match self {
+            Self::Embed { out, .. } => *out,
+            Self::RmsNorm(args, _) | Self::LayerNorm(args, _) => args.out,
+            Self::Linear { args, .. } if !args.add => args.out,
+            Self::Attention(op) => op.out,
+            Self::Gated(args, _) => args.out,
+            _ => return false,
+        };
+        out == x
     }
 }
 
@@ -143,6 +191,8 @@ pub(crate) struct Workspace {
     pub(crate) logits_rows: Vec<u32>,
     /// `[max_logits_rows, vocab]`.
     pub(crate) logits: Buffer<f32>,
+    /// By thread: one row of the widest activation.
+    pub(crate) rows: Vec<Buffer<f32>>,
     /// By thread.
     pub(crate) scratch: Vec<ThreadScratch>,
 }
@@ -216,8 +266,20 @@ impl Context<'_> {
                     let id = |row: usize| self.input.positions[row] as usize;
                     gather_rows(&self.tables[table.0 as usize], id, *x, part(tokens), true);
                 }
-                Op::RmsNorm(args) => (k.rms_norm)(args, part(tokens)),
-                Op::LayerNorm(args) => (k.layer_norm)(args, part(tokens)),
+                Op::RmsNorm(args, None) => (k.rms_norm)(args, part(tokens)),
+                Op::LayerNorm(args, None) => (k.layer_norm)(args, part(tokens)),
+                Op::RmsNorm(args, Some(then)) => self.convert_rows(then, thread, |row, out| {
+                    let out = out.unwrap_or_else(|| args.out.add(row * args.width));
+                    let args = NormArgs { x: args.x.add(row * args.width), out, ..*args };
+                    (k.rms_norm)(&args, 0..1);
+                    out
+                }),
+                Op::LayerNorm(args, Some(then)) => self.convert_rows(then, thread, |row, out| {
+                    let out = out.unwrap_or_else(|| args.out.add(row * args.width));
+                    let args = NormArgs { x: args.x.add(row * args.width), out, ..*args };
+                    (k.layer_norm)(&args, 0..1);
+                    out
+                }),
                 Op::Linear { convert: Some(convert), args, .. } if phase == 0 => {
                     (k.convert)(convert, part(args.rows));
                 }
@@ -227,8 +289,34 @@ impl Context<'_> {
                     (k.rope_write)(args, part(tokens * heads));
                 }
                 Op::Attention(op) => self.attention(op, index, phase, thread),
-                Op::Gated(args) => (k.gated)(args, part(tokens * args.width.div_ceil(16))),
+                Op::Gated(args, None) => (k.gated)(args, part(tokens * args.width.div_ceil(16))),
+                Op::Gated(args, Some(then)) => self.convert_rows(then, thread, |row, out| {
+                    let out = out.unwrap_or_else(|| args.out.add(row * args.width));
+                    let gate_up = args.gate_up.add(row * 2 * args.width);
+                    (k.gated)(&GatedArgs { gate_up, out, ..*args }, 0..args.width.div_ceil(16));
+                    out
+                }),
                 Op::Activate(args) => (k.activate)(args, part(args.len.div_ceil(16))),
+            }
+        }
+    }
+
+    /// Makes this thread's rows one by one and converts each at once. `make` writes a row to where
+    /// it is told to, or to its own place, and says where.
+    unsafe fn convert_rows(
+        &self,
+        then: &ConvertRows,
+        thread: usize,
+        make: impl Fn(usize, Option<*mut f32>) -> *mut f32,
+    ) {
+        let args = then.args;
+        for row in share(self.input.token_ids.len(), thread, self.threads) {
+            let scratch = then.only.then(|| self.workspace.rows[thread].as_ptr());
+            // SAFETY: the row is in range of both; each has one thread, and so has its scratch.
+            unsafe {
+                let x = make(row, scratch).cast_const();
+                let out = args.out.add(row * args.ldo * args.form.bytes());
+                (self.kernels.convert)(&ConvertArgs { x, out, ..args }, 0..1);
             }
         }
     }

@@ -99,9 +99,9 @@ pub(crate) unsafe fn rope_write<S: Simd16>(a: &RopeArgs, units: Range<usize>) {
             }
             let slot = *a.slots.add(row) as usize;
             if head >= queries + keys {
-                a.kv.write_v(slot, head - queries - keys, x);
+                a.kv.write_v::<S>(slot, head - queries - keys, x);
             } else if head >= queries {
-                a.kv.write_k(slot, head - queries, x);
+                a.kv.write_k::<S>(slot, head - queries, x);
             }
         }
     }

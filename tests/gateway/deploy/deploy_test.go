@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -19,6 +20,8 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/config"
+	_ "github.com/prometheus/prometheus/discovery/dns" // It registers what the file names.
 	"github.com/prometheus/prometheus/model/rulefmt"
 	promql "github.com/prometheus/prometheus/promql/parser"
 	appsv1 "k8s.io/api/apps/v1"
@@ -135,24 +138,60 @@ func TestCompose(t *testing.T) {
 	}
 }
 
-func TestDockerfile(t *testing.T) {
-	parsed, err := parser.Parse(bytes.NewReader(read(t, "Dockerfile")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	stages, _, err := instructions.Parse(parsed.AST, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	last := stages[len(stages)-1]
-	user := ""
-	for _, command := range last.Commands {
-		if u, ok := command.(*instructions.UserCommand); ok {
-			user = u.User
+func TestDockerfiles(t *testing.T) {
+	for _, name := range []string{"Dockerfile", "Dockerfile.cuda"} {
+		parsed, err := parser.Parse(bytes.NewReader(read(t, name)))
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		stages, _, err := instructions.Parse(parsed.AST, nil)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		expectStages(t, name, stages)
+		last := stages[len(stages)-1]
+		user, entry := "", []string(nil)
+		for _, command := range last.Commands {
+			switch c := command.(type) {
+			case *instructions.UserCommand:
+				user = c.User
+			case *instructions.EntrypointCommand:
+				entry = c.CmdLine
+			}
+		}
+		if user == "" || user == "0" || user == "root" || len(parsed.Warnings) > 0 {
+			t.Errorf("%s: user %q, warnings %v", name, user, parsed.Warnings)
+		}
+		if !slices.Equal(entry, []string{"vrust", "serve"}) {
+			t.Errorf("%s: it runs %v", name, entry)
 		}
 	}
-	if user == "" || user == "0" || user == "root" || len(parsed.Warnings) > 0 {
-		t.Errorf("user %q, warnings %v", user, parsed.Warnings)
+}
+
+// expectStages checks that what is copied from a stage names one before, and that the files copied
+// from the repository are there.
+func expectStages(t *testing.T, name string, stages []instructions.Stage) {
+	t.Helper()
+	known := map[string]bool{}
+	for _, stage := range stages {
+		for _, command := range stage.Commands {
+			files, ok := command.(*instructions.CopyCommand)
+			if !ok {
+				continue
+			}
+			if files.From != "" {
+				if !known[files.From] {
+					t.Errorf("%s: no stage %s before %s", name, files.From, stage.Name)
+				}
+				continue
+			}
+			for _, path := range files.SourcePaths {
+				if _, err := os.Stat(filepath.Join(root, "../..", path)); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+		}
+		known[stage.Name] = true
 	}
 }
 
@@ -166,9 +205,18 @@ func TestRules(t *testing.T) {
 			expectQuery(t, rule.Expr)
 		}
 	}
-	var configuration map[string]any
-	if err := yaml.Unmarshal(read(t, "prometheus/prometheus.yml"), &configuration); err != nil {
-		t.Error(err)
+	configuration, err := config.Load(string(read(t, "prometheus/prometheus.yml")),
+		slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	scrapes, err := configuration.GetScrapeConfigs()
+	if err != nil || len(scrapes) != 1 || len(scrapes[0].ServiceDiscoveryConfigs) != 1 ||
+		scrapes[0].MetricsPath != "/metrics" {
+		t.Errorf("it scrapes %+v, %v", scrapes, err)
+	}
+	for _, name := range configuration.RuleFiles {
+		read(t, filepath.Join("prometheus", name))
 	}
 }
 

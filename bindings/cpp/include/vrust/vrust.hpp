@@ -16,9 +16,9 @@
 ///   -fno-exceptions, or with VRUST_NO_EXCEPTIONS defined, whatever throws an Error is gone and the
 ///   rest is the same. Memory that the header itself cannot get is std::bad_alloc, as everywhere.
 ///
-/// Ownership. Engine, Queue, Stream and Tokenizer are move-only and give back what they hold when
-///   they are destroyed, in any order. One that was moved from may only be destroyed or assigned
-///   to; its calls fail with ErrorCode::invalid_argument.
+/// Ownership. Engine, Queue, Stream, Tokenizer and ChatParser are move-only and give back what they
+///   hold when they are destroyed, in any order. One that was moved from may only be destroyed or
+///   assigned to; its calls fail with ErrorCode::invalid_argument.
 ///
 /// Threads. const functions of one object may be called by many threads at the same time; all
 ///   others need one thread at a time. No function may run while its object is destroyed or moved:
@@ -29,6 +29,7 @@
 #ifndef VRUST_VRUST_HPP
 #define VRUST_VRUST_HPP
 
+#include <vrust/cpp/chat_parser.hpp>
 #include <vrust/cpp/engine.hpp>
 #include <vrust/cpp/error.hpp>
 #include <vrust/cpp/event.hpp>

@@ -31,6 +31,7 @@ func TestRunBatch(t *testing.T) {
 		`{"custom_id":"d","method":"POST","url":"/v1/embeddings","body":{}}`,
 		`{"custom_id":"e","method":"POST","url":"/v1/completions","body":{"prompt":5}}`,
 		`{"custom_id":"f","method":"POST","url":"/v1/completions","body":{"prompt":"a","stream":true}}`,
+		`{"custom_id":"g","method":"POST","url":"/v1/responses","body":{"input":"Hi"}}`,
 	}, "\n")
 	folder := t.TempDir()
 	in, out := filepath.Join(folder, "in.jsonl"), filepath.Join(folder, "out.jsonl")
@@ -38,7 +39,7 @@ func TestRunBatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	status, _, log := try(t, "", "run-batch", "-i", in, "-o", out, "--model", demoModel)
-	if status != 0 || !strings.Contains(log, "8 requests answered, 6 of them with errors") {
+	if status != 0 || !strings.Contains(log, "9 requests answered, 6 of them with errors") {
 		t.Fatalf("%d %s", status, log)
 	}
 	text, err := os.ReadFile(out)
@@ -52,7 +53,7 @@ func TestRunBatch(t *testing.T) {
 	}{
 		{"a", 200, "text_completion"}, {"", 0, "line 2"}, {"b", 200, "chat.completion"},
 		{"a", 0, "was there before"}, {"c", 0, "method"}, {"d", 0, "url"}, {"e", 400, "prompt"},
-		{"f", 0, "stream"},
+		{"f", 0, "stream"}, {"g", 200, `"object":"response"`},
 	}
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
 	if len(lines) != len(expected) {
@@ -116,6 +117,7 @@ func TestWrongUsageEndsWith2(t *testing.T) {
 		"bench latency --model " + demoModel + " --batch-size 0", "chat extra", "run-batch",
 		"bench serve --dataset-name novel", "serve " + demoModel + " --dtype int3",
 		"serve " + demoModel + " --allowed-origins nope", "serve " + demoModel + " --api-key",
+		"serve " + demoModel + " --port 65536", "serve " + demoModel + " --body-timeout 0s", "nonsense",
 		"run-batch -i /no/such/file -o /dev/null --model " + demoModel,
 	} {
 		status, _, log := try(t, "", strings.Fields(args)...)

@@ -99,7 +99,6 @@ var fixedFlags = []fixedFlag{
 	{name: "device", initial: "auto", allowed: []string{"auto", "cpu"}},
 	{name: "middleware", allowed: []string{""}},
 	{name: "grpc-port", allowed: []string{""}},
-	{name: "trust-request-chat-template", initial: "false", allowed: []string{"false"}, isBool: true},
 	{name: "chat-template-content-format", initial: "auto", allowed: []string{"auto", "string"}},
 	{name: "kv-transfer-config", allowed: []string{""}},
 	{name: "kv-offloading-size", allowed: []string{"", "0"}},

@@ -24,6 +24,13 @@ func Run(args []string, in io.Reader, out, errOut io.Writer) int {
 		Version:       vrust.Version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q", args[0])
+			}
+			return nil
+		},
+		RunE: func(root *cobra.Command, _ []string) error { return root.Help() },
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetArgs(args)

@@ -11,6 +11,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -20,6 +22,9 @@ import (
 
 // maxBatchLine is the longest line of a batch file.
 const maxBatchLine = 64 << 20
+
+// batchURLs are the routes that a batch may use.
+var batchURLs = []string{"/v1/chat/completions", "/v1/completions", "/v1/responses"}
 
 // batchLine is a line of an OpenAI batch file.
 type batchLine struct {
@@ -197,8 +202,8 @@ func parseBatchLine(
 		return wrong("custom_id %q was there before", line.CustomID)
 	case line.Method != http.MethodPost:
 		return wrong("method must be POST, got %q", line.Method)
-	case line.URL != "/v1/chat/completions" && line.URL != "/v1/completions":
-		return wrong("url must be /v1/chat/completions or /v1/completions, got %q", line.URL)
+	case !slices.Contains(batchURLs, line.URL):
+		return wrong("url must be one of %s, got %q", strings.Join(batchURLs, ", "), line.URL)
 	case len(line.Body) == 0:
 		return wrong("body is required")
 	}

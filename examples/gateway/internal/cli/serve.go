@@ -39,6 +39,8 @@ type serveFlags struct {
 	shutdownTimeout                  time.Duration
 	forceUsage, details, idHeaders   bool
 	logRequests, disableLogsRequests bool
+	trustTemplate                    bool
+	bodyTimeout                      time.Duration
 }
 
 func serveCommand() *cobra.Command {
@@ -70,8 +72,12 @@ func (f *serveFlags) init(set *pflag.FlagSet) {
 		"auto, none, hermes, llama3_json, mistral, pythonic or qwen3_xml")
 	set.StringVar(&f.reasoningParser, "reasoning-parser", "auto", "auto, none, think or mistral")
 	set.StringVar(&f.templateKwargs, "default-chat-template-kwargs", "", "JSON object")
+	set.BoolVar(&f.trustTemplate, "trust-request-chat-template", false,
+		"let requests bring a chat template of their own")
 	f.maxBody = count{value: 64 << 20, size: true}
 	set.Var(&f.maxBody, "max-body-bytes", "most bytes of a request's body")
+	set.DurationVar(&f.bodyTimeout, "body-timeout", time.Minute,
+		"how long a request's body may take to arrive")
 	set.IntVar(&f.maxConnections, "max-connections", 4096, "most connections; more wait")
 	set.DurationVar(&f.shutdownTimeout, "shutdown-timeout", 5*time.Minute,
 		"how long requests may go on after SIGTERM")
@@ -160,7 +166,8 @@ func newLogger(out io.Writer, level string) (*slog.Logger, error) {
 func (f *serveFlags) config(logger *slog.Logger) (server.Config, error) {
 	config := server.Config{
 		ModelNames: f.names, ModelRoot: f.model, APIKeys: f.keys,
-		MaxBodyBytes: int64(f.maxBody.value), ForceIncludeUsage: f.forceUsage,
+		MaxBodyBytes: int64(f.maxBody.value), BodyPatience: f.bodyTimeout,
+		TrustRequestChatTemplate: f.trustTemplate, ForceIncludeUsage: f.forceUsage,
 		PromptTokensDetails: f.details, RequestIDHeaders: f.idHeaders,
 		ToolCallParser: f.toolParser, ReasoningParser: f.reasoningParser,
 		LogRequests: f.logRequests, Logger: logger,
@@ -182,6 +189,12 @@ func (f *serveFlags) config(logger *slog.Logger) (server.Config, error) {
 			return config, usagef("--default-chat-template-kwargs must be a JSON object: %v", err)
 		}
 		config.ChatTemplateKwargs = []byte(f.templateKwargs)
+	}
+	if f.port < 0 || f.port > 65535 {
+		return config, usagef("--port must be from 0 to 65535, got %d", f.port)
+	}
+	if f.bodyTimeout <= 0 {
+		return config, usagef("--body-timeout must be above 0, got %v", f.bodyTimeout)
 	}
 	if (f.certFile == "") != (f.keyFile == "") {
 		return config, usagef("--ssl-certfile and --ssl-keyfile go together")

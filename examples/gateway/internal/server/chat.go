@@ -80,29 +80,31 @@ func (s *Server) chatCompletions(w http.ResponseWriter, r *http.Request) {
 		writeError(w, err)
 		return
 	}
+	defer g.close()
 	choices, body, err := g.chatChoices()
 	if err != nil {
 		writeError(w, err)
 		return
 	}
-	defer func() {
-		for i := range choices {
-			if choices[i].splitter != nil {
-				choices[i].splitter.Close()
-			}
-		}
-	}()
+	defer closeSplitters(choices)
 	if err := g.submit(r.Context(), []fields{body}); err != nil {
 		writeError(w, err)
 		return
 	}
-	defer g.close()
 	g.announce(w)
 	if g.stream {
 		g.streamChat(w, r, choices)
 		return
 	}
 	g.answerChat(w, r, choices)
+}
+
+func closeSplitters(choices []chatChoice) {
+	for i := range choices {
+		if choices[i].splitter != nil {
+			choices[i].splitter.Close()
+		}
+	}
 }
 
 // chatChoices reads what is particular to chats, and gives the engine's body.
@@ -121,40 +123,22 @@ func (g *generation) chatChoices() ([]chatChoice, fields, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if g.tokenizer, err = g.server.withTemplate(f); err != nil {
+		return nil, nil, err
+	}
 	choices := make([]chatChoice, g.n)
 	keepSpecial, err := g.splitters(choices)
 	if err != nil {
 		return nil, nil, err
 	}
-	body := g.fields.without("tool_choice") // Decided here.
+	body, err := g.renderedChat(g.fields.without("tool_choice")) // Decided here.
+	if err != nil {
+		return nil, nil, err
+	}
 	if keepSpecial {
 		body.set("skip_special_tokens", false)
 	}
 	return choices, body, nil
-}
-
-// chatPromptIDs are the token ids of the rendered chat, where the answer shows them.
-func (g *generation) chatPromptIDs() []uint32 {
-	options := vrust.ChatOptions{
-		Tools: g.fields["tools"], Kwargs: g.fields["chat_template_kwargs"],
-		AddGenerationPrompt: true,
-	}
-	err := g.fields.getAll(map[string]any{
-		"add_generation_prompt":  &options.AddGenerationPrompt,
-		"continue_final_message": &options.ContinueFinalMessage,
-	})
-	if err != nil {
-		return nil
-	}
-	text, err := g.server.config.Tokenizer.RenderChat(g.fields["messages"], options)
-	if err != nil {
-		return nil
-	}
-	ids, err := g.server.config.Tokenizer.Encode(text, false)
-	if err != nil {
-		return nil
-	}
-	return ids
 }
 
 // split turns a delta's text into parts of the message. The last delta flushes what was held back.

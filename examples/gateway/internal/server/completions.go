@@ -46,13 +46,16 @@ func (s *Server) completions(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	prompts, err := g.prompts()
+	if err == nil {
+		err = g.truncate(prompts)
+	}
 	if err != nil {
 		writeError(w, err)
 		return
 	}
 	bodies := make([]fields, len(prompts))
 	for i, prompt := range prompts {
-		bodies[i] = g.fields.without()
+		bodies[i] = g.fields.without("truncate_prompt_tokens", "truncation_side")
 		bodies[i]["prompt"] = prompt
 	}
 	if err := g.submit(r.Context(), bodies); err != nil {

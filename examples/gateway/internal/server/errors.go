@@ -26,6 +26,7 @@ var errorTypes = map[int]string{
 	http.StatusMethodNotAllowed:      "MethodNotAllowedError",
 	http.StatusRequestTimeout:        "RequestTimeoutError",
 	http.StatusRequestEntityTooLarge: "RequestTooLargeError",
+	http.StatusUnsupportedMediaType:  "UnsupportedMediaTypeError",
 	http.StatusUnprocessableEntity:   "UnprocessableEntityError",
 	http.StatusInternalServerError:   "InternalServerError",
 	http.StatusNotImplemented:        "NotImplementedError",

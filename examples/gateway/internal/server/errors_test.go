@@ -122,6 +122,20 @@ func TestBadBodies(t *testing.T) {
 		response.Body.Close()
 		expectError(t, "of type "+kind, response.StatusCode, document, 400, "Content-Type", kind)
 	}
+	request, err := http.NewRequest("POST", web.URL+"/v1/completions", strings.NewReader("\x1f\x8b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Content-Encoding", "gzip")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	document = nil
+	_ = json.NewDecoder(response.Body).Decode(&document)
+	expectError(t, "compressed", response.StatusCode, document, 415, "Content-Encoding", "gzip")
 }
 
 func TestOtherRoutes(t *testing.T) {

@@ -68,7 +68,7 @@ func TestTemplatesRunNothing(t *testing.T) {
 	web, _ := start(t, vrust.Options{}, nil)
 	status, document := call(t, web, "/v1/chat/completions",
 		`{"messages":[{"role":"user","content":"a"}],"chat_template":"{{ 1 }}"}`)
-	expectError(t, "a template", status, document, 400, "chat_template", "chat_template")
+	expectError(t, "a template", status, document, 400, "chat_template", "untrusted")
 	text := `{{ messages }}{% include '/etc/passwd' %}`
 	encoded, _ := json.Marshal(text)
 	_, chat := call(t, web, "/tokenize",

@@ -16,9 +16,6 @@ import (
 // came, and is checked there.
 type fields map[string]json.RawMessage
 
-// bodyPatience is how long a client may take to send its body.
-const bodyPatience = 60 * time.Second
-
 // readFields reads and checks a body: its type, size, encoding and shape.
 func (s *Server) readFields(w http.ResponseWriter, r *http.Request) (fields, error) {
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
@@ -26,8 +23,12 @@ func (s *Server) readFields(w http.ResponseWriter, r *http.Request) (fields, err
 		return nil, badRequest("Content-Type", "Content-Type must be application/json, got %q",
 			r.Header.Get("Content-Type"))
 	}
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && coding != "identity" {
+		return nil, fail(http.StatusUnsupportedMediaType, "Content-Encoding",
+			"Content-Encoding: only identity is supported, got %q", clip([]byte(coding)))
+	}
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(bodyPatience))
+	_ = control.SetReadDeadline(time.Now().Add(s.config.BodyPatience))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.config.MaxBodyBytes))
 	if err != nil {
 		if _, large := err.(*http.MaxBytesError); large {

@@ -21,6 +21,10 @@ type generation struct {
 	n       int
 	fields  fields
 	streams []*vrust.Stream
+	// tokenizer is the server's, or that of the request's own chat template.
+	tokenizer *vrust.Tokenizer
+	cut       truncation
+	rendered  []uint32 // The chat's tokens, once they are known.
 
 	stream          bool
 	usage           bool // A usage chunk ends the stream.
@@ -51,7 +55,9 @@ type promptDetails struct {
 
 // newGeneration reads the fields that completions and chats share.
 func (s *Server) newGeneration(r *http.Request, f fields, idPrefix string) (*generation, error) {
-	g := &generation{server: s, fields: f, n: 1, created: time.Now().Unix()}
+	g := &generation{
+		server: s, fields: f, n: 1, created: time.Now().Unix(), tokenizer: s.config.Tokenizer,
+	}
 	var model, id string
 	options := map[string]json.RawMessage{}
 	err := f.getAll(map[string]any{
@@ -136,6 +142,9 @@ func rephrase(err error, index, count int) error {
 func (g *generation) close() {
 	for _, stream := range g.streams {
 		stream.Close()
+	}
+	if g.tokenizer != g.server.config.Tokenizer && g.tokenizer != nil {
+		g.tokenizer.Close()
 	}
 }
 
@@ -259,7 +268,8 @@ var (
 	// serverFields are read here, or are about OpenAI's own service and change nothing here.
 	serverFields = set(`model stream stream_options request_id return_token_ids user metadata store
 		return_tokens_as_token_ids session_id service_tier safety_identifier prompt_cache_key
-		prompt_cache_retention parallel_tool_calls tool_choice include_reasoning verbosity`)
+		prompt_cache_retention parallel_tool_calls tool_choice include_reasoning verbosity
+		truncate_prompt_tokens truncation_side`)
 	// engineFields go on to the engine, which checks them and refuses what it lacks.
 	engineFields = set(`prompt messages n echo presence_penalty frequency_penalty
 		repetition_penalty temperature top_p min_p top_k seed max_tokens max_completion_tokens
@@ -271,5 +281,5 @@ var (
 		guided_grammar guided_json_object guided_decoding_backend guided_whitespace_pattern suffix
 		chat_template documents reasoning_effort modalities audio prediction top_logprobs
 		logprob_token_ids thinking_token_budget repetition_detection stream_interval
-		kv_transfer_params vllm_xargs truncate_prompt_tokens`)
+		kv_transfer_params vllm_xargs`)
 )

@@ -139,7 +139,11 @@ func (s *Server) encode(f fields) ([]uint32, bool, error) {
 		if err != nil {
 			return nil, false, err
 		}
-		if prompt, err = s.config.Tokenizer.RenderChat(f["messages"], chat); err != nil {
+		tokenizer, err := s.withTemplate(f)
+		if err != nil {
+			return nil, false, err
+		}
+		if prompt, err = tokenizer.RenderChat(f["messages"], chat); err != nil {
 			return nil, false, err
 		}
 	case !f.has("prompt"):

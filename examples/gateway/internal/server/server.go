@@ -37,6 +37,10 @@ type Config struct {
 	// WritePatience is how long a client may leave a chunk unread before its request is aborted;
 	// 0: 30 seconds.
 	WritePatience time.Duration
+	// BodyPatience is how long a client may take to send a request's body; 0: 60 seconds.
+	BodyPatience time.Duration
+	// TrustRequestChatTemplate lets requests bring a chat template of their own.
+	TrustRequestChatTemplate bool
 	// ForceIncludeUsage adds usage to every streamed chunk.
 	ForceIncludeUsage bool
 	// PromptTokensDetails adds the number of cached tokens to usage.
@@ -74,6 +78,9 @@ func New(config Config) (*Server, error) {
 	if config.WritePatience == 0 {
 		config.WritePatience = 30 * time.Second
 	}
+	if config.BodyPatience == 0 {
+		config.BodyPatience = 60 * time.Second
+	}
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -109,6 +116,9 @@ func (s *Server) routes() http.Handler {
 	}
 	work("POST /v1/completions", s.completions)
 	work("POST /v1/chat/completions", s.chatCompletions)
+	work("POST /v1/responses", s.responses)
+	mux.HandleFunc("/v1/responses/{id}", s.storedResponse)
+	mux.HandleFunc("/v1/responses/{id}/{action}", s.storedResponse)
 	mux.HandleFunc("GET /v1/models", s.models)
 	mux.HandleFunc("GET /v1/models/{model...}", s.model)
 	mux.HandleFunc("GET /health", s.health)
@@ -135,8 +145,8 @@ func (s *Server) routes() http.Handler {
 
 // notImplemented are routes of vLLM's that this server knows and does not have.
 var notImplemented = strings.Fields(`/v1/embeddings /v2/embed /pooling /classify /score /v1/score
-	/rerank /v1/rerank /v2/rerank /v1/audio/transcriptions /v1/audio/translations /v1/responses
-	/v1/messages /v1/messages/count_tokens /v1/images/generations /v1/moderations
+	/rerank /v1/rerank /v2/rerank /v1/audio/transcriptions /v1/audio/translations /v1/messages
+	/v1/messages/count_tokens /v1/images/generations /v1/moderations
 	/v1/load_lora_adapter /v1/unload_lora_adapter /invocations /inference/v1/generate
 	/v1/chat/completions/batch`)
 

@@ -10,14 +10,15 @@ import (
 
 // formats are what the served model's output may hold beside content.
 func (s *Server) formats() (vrust.ChatParserInfo, error) {
-	return s.probe(vrust.ChatParserOptions{
+	return s.probe(s.config.Tokenizer)
+}
+
+// probe asks what answers to chats by a tokenizer's template may hold.
+func (s *Server) probe(tokenizer *vrust.Tokenizer) (info vrust.ChatParserInfo, err error) {
+	parser, err := tokenizer.NewChatParser(vrust.ChatParserOptions{
 		ToolFormat: s.config.ToolCallParser, ReasoningFormat: s.config.ReasoningParser,
 		Tools: json.RawMessage(`[{"type":"function","function":{"name":"any"}}]`),
 	})
-}
-
-func (s *Server) probe(options vrust.ChatParserOptions) (info vrust.ChatParserInfo, err error) {
-	parser, err := s.config.Tokenizer.NewChatParser(options)
 	if err != nil {
 		return info, err
 	}
@@ -68,6 +69,11 @@ func (g *generation) splitters(choices []chatChoice) (bool, error) {
 		return false, err
 	}
 	known := g.server.known
+	if g.tokenizer != g.server.config.Tokenizer {
+		if known, err = g.server.probe(g.tokenizer); err != nil {
+			return false, err
+		}
+	}
 	calls := wanted && len(tools) > 0 && known.ToolFormat != ""
 	if !calls && known.ReasoningFormat == "" {
 		return false, nil
@@ -81,7 +87,7 @@ func (g *generation) splitters(choices []chatChoice) (bool, error) {
 	}
 	keepSpecial := false
 	for i := range choices {
-		parser, err := g.server.config.Tokenizer.NewChatParser(options)
+		parser, err := g.tokenizer.NewChatParser(options)
 		if err != nil {
 			return false, err
 		}

@@ -7,12 +7,14 @@
 //! ```
 //! A row's result depends on its query and the cached positions alone: tiles, work items, chunks
 //! and threads only decide who computes it. So prefill, decode, any batch and any number of
-//! threads give the same bits. Slots that a row may not see are never multiplied.
+//! threads give the same bits. Positions that a row may not see get a probability of 0, which changes
+//! no bit; slots that hold no position of the sequence are never multiplied.
 #![allow(unsafe_code, reason = "kernels work through pointers")]
 
 use std::ops::Range;
 
 use super::kv::LayerKv;
+use super::linear::Panel;
 use super::memory::Buffer;
 use super::simd::Simd16;
 use crate::backend::{Heads, SeqInput};
@@ -23,7 +25,7 @@ pub(crate) mod plan;
 mod span;
 
 use plan::Plan;
-use span::{Cached, Rows};
+use span::Rows;
 
 /// Positions of a span.
 pub(crate) const SPAN: usize = 256;
@@ -58,11 +60,13 @@ pub(crate) struct AttentionArgs<'a> {
 pub(crate) struct Scratch {
     /// `[TILE_VECTORS][SPAN]`.
     scores: Buffer<f32>,
+    /// `[TILE_VECTORS][SPAN]`, f32 or narrower.
+    probabilities: Buffer<f32>,
     /// `[TILE_VECTORS][dim_padded]`, a span's values.
     span: Buffer<f32>,
     /// `[TILE_VECTORS][dim_padded]`, merged so far.
     merged: Buffer<f32>,
-    /// `[TILE_VECTORS][dim]`, queries.
+    /// `[TILE_VECTORS][dim_padded]`, f32 or narrower.
     queries: Buffer<f32>,
 }
 
@@ -72,6 +76,7 @@ impl Scratch {
         let buffer = |len: usize| Buffer::zeroed(TILE_VECTORS * len, "attention scratch");
         Ok(Self {
             scores: buffer(SPAN)?,
+            probabilities: buffer(SPAN)?,
             span: buffer(dim_padded)?,
             merged: buffer(dim_padded)?,
             queries: buffer(dim_padded)?,
@@ -109,10 +114,15 @@ impl Softmax {
         if later.is_empty() {
             return;
         }
-        let max = if self.max > later.max { self.max } else { later.max };
+        // `exp(0)` is exactly 1, so one of the two is never computed.
         let first = self.is_empty();
-        let mine = if first { 0.0 } else { super::math::exp_scalar::<S>(self.max - max) };
-        let theirs = super::math::exp_scalar::<S>(later.max - max);
+        let (max, mine, theirs) = if first {
+            (later.max, 0.0, 1.0)
+        } else if self.max > later.max {
+            (self.max, 1.0, super::math::exp_scalar::<S>(later.max - self.max))
+        } else {
+            (later.max, super::math::exp_scalar::<S>(self.max - later.max), 1.0)
+        };
         *self = if first { later } else { Self { max, sum: self.sum * mine + later.sum * theirs } };
         let (mine, theirs) = (S::splat(mine), S::splat(theirs));
         for i in (0..dim_padded).step_by(16) {
@@ -142,9 +152,9 @@ impl Softmax {
     }
 }
 
-/// Computes one work item for one KV head.
+/// Computes one work item for one KV head, with panels `F` over an f32 cache and `B` over bf16.
 #[inline(always)]
-pub(crate) unsafe fn attend<S: Simd16, const N: usize>(
+pub(crate) unsafe fn attend<F: Panel, B: Panel, const R: usize, const N: usize>(
     a: &AttentionArgs<'_>,
     item: usize,
     kv_head: usize,
@@ -158,9 +168,9 @@ pub(crate) unsafe fn attend<S: Simd16, const N: usize>(
         // SAFETY: by `Kernel`'s contract; the chunk lies within the item's vectors.
         unsafe {
             if a.kv.bf16 {
-                chunk::<S, half::bf16, N>(a, item, kv_head, first..first + count, scratch);
+                chunk::<B, R, N>(a, item, kv_head, first..first + count, scratch);
             } else {
-                chunk::<S, f32, N>(a, item, kv_head, first..first + count, scratch);
+                chunk::<F, R, N>(a, item, kv_head, first..first + count, scratch);
             }
         }
         first += count;
@@ -169,7 +179,7 @@ pub(crate) unsafe fn attend<S: Simd16, const N: usize>(
 
 /// Up to `TILE_VECTORS` query vectors over the item's spans.
 #[inline(always)]
-unsafe fn chunk<S: Simd16, E: Cached, const N: usize>(
+unsafe fn chunk<P: Panel, const R: usize, const N: usize>(
     a: &AttentionArgs<'_>,
     item: &plan::Item,
     kv_head: usize,
@@ -182,6 +192,7 @@ unsafe fn chunk<S: Simd16, E: Cached, const N: usize>(
     let count = vectors.len();
     let mut rows = Rows { count, low: [0; TILE_VECTORS], high: [0; TILE_VECTORS] };
     let mut merged = [Softmax::EMPTY; TILE_VECTORS];
+    let queries = scratch.queries.as_ptr().cast::<P::X>();
     let place = |v: usize| {
         let vector = vectors.start + v;
         (seq.query_start + item.first_row + vector / group, kv_head * group + vector % group)
@@ -194,7 +205,10 @@ unsafe fn chunk<S: Simd16, E: Cached, const N: usize>(
         // SAFETY: row and head are in range; the scratch holds `TILE_VECTORS` heads.
         unsafe {
             let query = a.qkv.add(row * a.heads.qkv_width() + head * dim);
-            std::ptr::copy_nonoverlapping(query, scratch.queries.as_ptr().add(v * dim), dim);
+            for i in (0..dim).step_by(16) {
+                let x = P::Acc::load_first(query.add(i), (dim - i).min(16));
+                P::put(x, queries.add(v * dim_padded + i));
+            }
         }
     }
     for span in item.spans.clone() {
@@ -202,14 +216,15 @@ unsafe fn chunk<S: Simd16, E: Cached, const N: usize>(
             kv: &a.kv,
             kv_head,
             blocks: &a.table[seq.block_table_start..][..seq.num_blocks],
-            queries: scratch.queries.as_ptr(),
+            queries,
             scores: scratch.scores.as_ptr(),
+            probabilities: scratch.probabilities.as_ptr().cast(),
             values: scratch.span.as_ptr(),
             scale: a.scale,
         };
         // SAFETY: the scratch has the sizes that `Tile` wants, and the block table covers every
         // position that these rows see.
-        let results = unsafe { span::run::<S, E, N>(&tile, &rows, span) };
+        let results = unsafe { span::run::<P, R, N>(&tile, &rows, span) };
         for v in 0..count {
             // SAFETY: the scratch holds `TILE_VECTORS` heads, and the plan reserved the partials.
             unsafe {
@@ -223,7 +238,7 @@ unsafe fn chunk<S: Simd16, E: Cached, const N: usize>(
                     store_partial(slot, results[v], values, dim_padded);
                 } else {
                     let acc = scratch.merged.as_ptr().add(v * dim_padded);
-                    merged[v].merge::<S>(acc, results[v], values, dim_padded);
+                    merged[v].merge::<P::Acc>(acc, results[v], values, dim_padded);
                 }
             }
         }
@@ -234,7 +249,7 @@ unsafe fn chunk<S: Simd16, E: Cached, const N: usize>(
             // SAFETY: row and head are in range.
             unsafe {
                 let out = a.out.add(row * a.heads.q_width() + head * dim);
-                merged.finish::<S>(scratch.merged.as_ptr().add(v * dim_padded), out, dim);
+                merged.finish::<P::Acc>(scratch.merged.as_ptr().add(v * dim_padded), out, dim);
             }
         }
     }

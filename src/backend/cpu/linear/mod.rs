@@ -9,6 +9,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::math;
 use super::simd::Simd16;
 
 #[cfg(target_arch = "x86_64")]
@@ -65,6 +66,29 @@ pub(crate) trait Panel {
     unsafe fn broadcast(p: *const Self::X) -> Self::B;
     /// Adds a step's products to the chain.
     fn step(acc: Self::Acc, w: Self::W, b: Self::B) -> Self::Acc;
+    /// Rounds sixteen inputs to what `broadcast` reads, and writes them.
+    unsafe fn put(v: Self::Acc, p: *mut Self::X);
+    /// A step's weights with 0 for all but the first of its elements.
+    fn first(w: Self::W) -> Self::W;
+
+    /// `e^x` of x <= 0, as precise as `put` keeps it; `exp(0)` is exactly 1, NaN stays NaN.
+    #[inline(always)]
+    fn exp(x: Self::Acc) -> Self::Acc {
+        math::exp(x)
+    }
+
+    /// Reads a step of which eight outputs lie at `low` and eight at `high`.
+    #[inline(always)]
+    unsafe fn weights_halves(low: *const u8, high: *const u8) -> Self::W {
+        let half = Self::STEP_BYTES / 2;
+        let mut bytes = [0u8; 64];
+        // SAFETY: the caller vouches for half a step at both; no step is longer than 64 bytes.
+        unsafe {
+            std::ptr::copy_nonoverlapping(low, bytes.as_mut_ptr(), half);
+            std::ptr::copy_nonoverlapping(high, bytes.as_mut_ptr().add(half), half);
+            Self::weights(bytes.as_ptr())
+        }
+    }
 }
 
 /// f32 inputs, weights widened from `T`: `[N/16][K][16]`.
@@ -124,6 +148,17 @@ impl<S: Simd16, T: Widen> Panel for Wide<S, T> {
     fn step(acc: S, w: S, b: S) -> S {
         w.mul_add(b, acc)
     }
+
+    #[inline(always)]
+    unsafe fn put(v: S, p: *mut f32) {
+        // SAFETY: the caller vouches for 16 elements.
+        unsafe { v.store(p) }
+    }
+
+    #[inline(always)]
+    fn first(w: S) -> S {
+        w
+    }
 }
 
 /// bf16 weights in pairs, `[N/16][K/2][16][2]`, where the path has no bf16 dot product: the inputs
@@ -154,6 +189,17 @@ impl<S: Simd16> Panel for Pairs<S> {
     fn step(acc: S, w: (S, S), b: (S, S)) -> S {
         w.1.mul_add(b.1, w.0.mul_add(b.0, acc))
     }
+
+    #[inline(always)]
+    unsafe fn put(v: S, p: *mut f32) {
+        // SAFETY: the caller vouches for 16 elements.
+        unsafe { v.store(p) }
+    }
+
+    #[inline(always)]
+    fn first(w: (S, S)) -> (S, S) {
+        (w.0, S::splat(0.0))
+    }
 }
 
 /// How inputs are brought to the form that the kernels read.
@@ -173,6 +219,17 @@ pub(crate) enum InputForm {
         /// What 0 is in the weights.
         zero: i32,
     },
+}
+
+impl InputForm {
+    /// Bytes of what `ConvertArgs::ldo` counts.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::RoundedF32 => 4,
+            Self::Bf16 => 2,
+            Self::Int8 { .. } => 1,
+        }
+    }
 }
 
 /// What `convert` works on.

@@ -8,7 +8,7 @@
 
 use std::marker::PhantomData;
 
-use super::tiles::{Tiles, finish};
+use super::tiles::{Ahead, Tiles, finish};
 use super::{ConvertArgs, LinearArgs};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::integer::Integer;
@@ -87,8 +87,16 @@ pub(crate) fn row_bytes(k_padded: usize, group: usize) -> usize {
 pub(crate) struct Quantized<I, F>(PhantomData<(I, F)>);
 
 impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
+    type Lanes = I::Floats;
+    const BLOCK: usize = 1;
+
     #[inline(always)]
-    unsafe fn tile<const R: usize, const N: usize>(a: &LinearArgs, row: usize, panel: usize) {
+    unsafe fn tile<const R: usize, const N: usize>(
+        a: &LinearArgs,
+        row: usize,
+        panel: usize,
+        ahead: &mut Ahead,
+    ) {
         let mut sums = [[I::Floats::splat(0.0); N]; R];
         // SAFETY: rows and panels are in range; each panel and each row of inputs hold `steps`
         // groups in the layouts above.
@@ -96,6 +104,7 @@ impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
             let x = a.x.add(row * a.ldx);
             let w = a.weights.add(panel * a.panel_bytes);
             for group in 0..a.steps {
+                ahead.ask::<I::Floats>();
                 let acc = integers::<I, F, R, N>(a, x, w, group);
                 let scales = x.add(a.steps * F::GROUP + 4 * group).cast::<f32>();
                 for n in 0..N {

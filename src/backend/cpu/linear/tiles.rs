@@ -3,7 +3,9 @@
 //! ```text
 //!  a thread's panels ─► groups that stay in L2 ─► strips of ROWS rows ─► tiles ROWS x PANELS
 //! ```
-//! Weights come from memory once; all strips of rows go over a group while it is in L2.
+//! Weights come from memory once; all strips of rows go over a group while it is in L2. Where there
+//! are few strips the last of them ask for the next group, so that reading and multiplying go on
+//! side by side.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -13,8 +15,35 @@ use crate::backend::cpu::simd::Simd16;
 
 /// What computes a tile: `R` rows by `N` panels, all of K, in registers.
 pub(crate) trait Tiles {
+    /// Sixteen f32 lanes.
+    type Lanes: Simd16;
+    /// Steps along K between two calls of `Ahead::ask`.
+    const BLOCK: usize;
     /// Computes rows from `row` on of the outputs from `panel` on.
-    unsafe fn tile<const R: usize, const N: usize>(a: &LinearArgs, row: usize, panel: usize);
+    unsafe fn tile<const R: usize, const N: usize>(
+        a: &LinearArgs,
+        row: usize,
+        panel: usize,
+        ahead: &mut Ahead,
+    );
+}
+
+/// Weights that are asked for while others are multiplied.
+pub(crate) struct Ahead {
+    at: *const u8,
+    /// Cache lines for each block of steps.
+    lines: usize,
+}
+
+impl Ahead {
+    /// Asks for the next lines.
+    #[inline(always)]
+    pub(super) fn ask<S: Simd16>(&mut self) {
+        for _ in 0..self.lines {
+            S::prefetch_l2(self.at);
+            self.at = self.at.wrapping_add(64);
+        }
+    }
 }
 
 /// One chain of multiplications and additions along K.
@@ -26,31 +55,50 @@ pub(crate) unsafe fn run<T: Tiles, const ROWS: usize, const PANELS: usize>(
     a: &LinearArgs,
     panels: Range<usize>,
 ) {
-    let per_group = (GROUP_BYTES / a.panel_bytes.max(1)).max(PANELS) / PANELS * PANELS;
+    let strips = a.rows.div_ceil(ROWS);
+    // One strip alone streams its weights by itself; many hide the reading of the next group.
+    let asks = (2..=FEW_STRIPS).contains(&strips);
+    let bytes = if asks { GROUP_BYTES / 2 } else { GROUP_BYTES };
+    let per_group = (bytes / a.panel_bytes.max(1)).max(PANELS) / PANELS * PANELS;
     let mut start = panels.start;
     while start < panels.end {
         let group = start..(start + per_group).min(panels.end);
-        let mut row = 0;
-        while row < a.rows {
-            let left = a.rows - row;
-            // SAFETY: the caller's contract; rows stay below `a.rows`.
-            unsafe {
-                if left >= ROWS {
-                    strip::<T, ROWS, PANELS>(a, row, &group);
-                    row += ROWS;
-                } else if left >= 4 {
-                    strip::<T, 4, PANELS>(a, row, &group);
-                    row += 4;
-                } else if left >= 2 {
-                    strip::<T, 2, PANELS>(a, row, &group);
-                    row += 2;
-                } else {
-                    strip::<T, 1, PANELS>(a, row, &group);
-                    row += 1;
-                }
-            }
-        }
+        let next = group.end..(group.end + if asks { per_group } else { 0 }).min(panels.end);
+        // SAFETY: the caller's contract; the group is a part of its panels.
+        unsafe { self::group::<T, ROWS, PANELS>(a, &group, &next) };
         start = group.end;
+    }
+}
+
+/// All rows over a group of panels, while `next` is asked for.
+#[inline(always)]
+unsafe fn group<T: Tiles, const ROWS: usize, const PANELS: usize>(
+    a: &LinearArgs,
+    group: &Range<usize>,
+    next: &Range<usize>,
+) {
+    let strips = a.rows.div_ceil(ROWS);
+    let asking = strips.min(ASKING_STRIPS);
+    let blocks = group.len().div_ceil(PANELS) * a.steps.div_ceil(T::BLOCK) * asking;
+    let lines = (next.len() * a.panel_bytes / 64).div_ceil(blocks.max(1));
+    let mut ahead = Ahead { at: a.weights.wrapping_add(next.start * a.panel_bytes), lines: 0 };
+    let (mut row, mut strip) = (0, 0);
+    while row < a.rows {
+        let left = a.rows - row;
+        strip += 1;
+        ahead.lines = if strip + asking > strips { lines } else { 0 };
+        // SAFETY: the caller's contract; rows stay below `a.rows`.
+        row += unsafe {
+            if left >= ROWS {
+                self::strip::<T, ROWS, PANELS>(a, row, group, &mut ahead)
+            } else if left >= 4 {
+                self::strip::<T, 4, PANELS>(a, row, group, &mut ahead)
+            } else if left >= 2 {
+                self::strip::<T, 2, PANELS>(a, row, group, &mut ahead)
+            } else {
+                self::strip::<T, 1, PANELS>(a, row, group, &mut ahead)
+            }
+        };
     }
 }
 
@@ -60,31 +108,51 @@ unsafe fn strip<T: Tiles, const R: usize, const PANELS: usize>(
     a: &LinearArgs,
     row: usize,
     group: &Range<usize>,
-) {
+    ahead: &mut Ahead,
+) -> usize {
     let mut panel = group.start;
-    // SAFETY: the caller's contract; panels stay within the group.
-    unsafe {
-        while panel + PANELS <= group.end {
-            T::tile::<R, PANELS>(a, row, panel);
-            panel += PANELS;
-        }
-        while panel < group.end {
-            T::tile::<R, 1>(a, row, panel);
-            panel += 1;
+    while panel < group.end {
+        let left = group.end - panel;
+        // SAFETY: the caller's contract; panels stay within the group.
+        unsafe {
+            // Two pairs go faster than three and one alone.
+            if left >= PANELS && !(PANELS == 3 && left == 4) {
+                T::tile::<R, PANELS>(a, row, panel, ahead);
+                panel += PANELS;
+            } else if left >= 2 && PANELS > 2 {
+                T::tile::<R, 2>(a, row, panel, ahead);
+                panel += 2;
+            } else {
+                T::tile::<R, 1>(a, row, panel, ahead);
+                panel += 1;
+            }
         }
     }
+    R
 }
 
 impl<P: Panel> Tiles for Chain<P> {
+    type Lanes = P::Acc;
+    const BLOCK: usize = 16;
+
     #[inline(always)]
-    unsafe fn tile<const R: usize, const N: usize>(a: &LinearArgs, row: usize, panel: usize) {
+    unsafe fn tile<const R: usize, const N: usize>(
+        a: &LinearArgs,
+        row: usize,
+        panel: usize,
+        ahead: &mut Ahead,
+    ) {
         let mut acc = [[P::Acc::splat(0.0); N]; R];
         // SAFETY: rows and panels are in range, and each panel and each input row hold `steps`
         // steps (rows are zero-padded where K is not a multiple of a step).
         unsafe {
             let x = a.x.cast::<P::X>().add(row * a.ldx);
             let w = a.weights.add(panel * a.panel_bytes);
+            // One loop, not two: with a loop around it the accumulators would leave their registers.
             for step in 0..a.steps {
+                if step % Self::BLOCK == 0 {
+                    ahead.ask::<P::Acc>();
+                }
                 let mut weights = [P::weights(w.add(step * P::STEP_BYTES)); N];
                 P::Acc::prefetch(w.wrapping_add(step * P::STEP_BYTES + PREFETCH_BYTES));
                 for (n, slot) in weights.iter_mut().enumerate().skip(1) {
@@ -127,7 +195,12 @@ pub(super) unsafe fn finish<S: Simd16>(a: &LinearArgs, row: usize, panel: usize,
     }
 }
 
-/// Weights that all strips of rows go over before the next: half of a usual L2.
+/// Weights that all strips of rows go over before the next: half of an L2 of 1 MiB, or, with the
+/// next ones that are asked for meanwhile, half and half of that.
 const GROUP_BYTES: usize = 512 << 10;
+/// Strips up to which the next group is asked for.
+const FEW_STRIPS: usize = 10;
+/// The last strips of a group, which ask for the next.
+const ASKING_STRIPS: usize = 4;
 /// How far ahead weights are asked for. The hardware stops at page ends; this does not.
 const PREFETCH_BYTES: usize = 1536;

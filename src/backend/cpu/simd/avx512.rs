@@ -160,6 +160,11 @@ impl Simd16 for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch_l2(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self {
         unsafe { Self(_mm512_maskz_loadu_ps(Self::first(n), p)) }
     }
@@ -170,19 +175,27 @@ impl Simd16 for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16_halves(low: *const u16, high: *const u16) -> Self {
-        unsafe {
-            let both = _mm256_set_m128i(_mm_loadu_si128(high.cast()), _mm_loadu_si128(low.cast()));
-            let wide = _mm512_cvtepu16_epi32(both);
-            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
-        }
-    }
-
-    #[inline(always)]
     fn keep(self, from: usize, to: usize, other: Self) -> Self {
         unsafe {
             let mask = Self::first(to.min(16)) & !Self::first(from.min(16));
             Self(_mm512_mask_mov_ps(other.0, mask, self.0))
         }
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        unsafe {
+            let eight = _mm512_extractf32x8_ps::<1>(self.0);
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), eight);
+            let four = _mm256_extractf128_ps::<1>(eight);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), four);
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn greatest(self) -> f32 {
+        unsafe { _mm512_reduce_max_ps(self.0) }
     }
 }

@@ -55,6 +55,8 @@ pub(crate) trait Simd16: Copy {
     fn where_less(self, a: Self, b: Self, other: Self) -> Self;
     /// Asks for the cache line at `p`; any address will do.
     fn prefetch(_p: *const u8) {}
+    /// Asks for the cache line at `p`, for later.
+    fn prefetch_l2(_p: *const u8) {}
 
     /// Reads `n <= 16` elements; the other lanes are 0.
     #[inline(always)]
@@ -80,30 +82,6 @@ pub(crate) trait Simd16: Copy {
             } else {
                 std::ptr::copy_nonoverlapping(self.lanes().as_ptr(), p, n);
             }
-        }
-    }
-
-    /// Reads 8 elements at `low` and 8 at `high`.
-    #[inline(always)]
-    unsafe fn load_halves(low: *const f32, high: *const f32) -> Self {
-        let mut lanes = [0f32; 16];
-        // SAFETY: the caller vouches for 8 elements at both.
-        unsafe {
-            std::ptr::copy_nonoverlapping(low, lanes.as_mut_ptr(), 8);
-            std::ptr::copy_nonoverlapping(high, lanes.as_mut_ptr().add(8), 8);
-            Self::load(lanes.as_ptr())
-        }
-    }
-
-    /// Reads 8 bf16 at `low` and 8 at `high`.
-    #[inline(always)]
-    unsafe fn load_bf16_halves(low: *const u16, high: *const u16) -> Self {
-        let mut lanes = [0u16; 16];
-        // SAFETY: the caller vouches for 8 elements at both.
-        unsafe {
-            std::ptr::copy_nonoverlapping(low, lanes.as_mut_ptr(), 8);
-            std::ptr::copy_nonoverlapping(high, lanes.as_mut_ptr().add(8), 8);
-            Self::load_bf16(lanes.as_ptr())
         }
     }
 

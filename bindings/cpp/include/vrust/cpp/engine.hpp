@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vrust/cpp/chat_parser.hpp>
 #include <vrust/cpp/error.hpp>
 #include <vrust/cpp/handle.hpp>
 #include <vrust/cpp/options.hpp>
@@ -89,6 +90,14 @@ class Engine {
     const VrustStatus status = vrust_engine_tokenizer(handle_.get(), &tokenizer, &err);
     if (status < 0) return Error::adopt(status, err);
     return Tokenizer(tokenizer);
+  }
+
+  /// A parser that tells reasoning and tool calls from content in one choice of a chat's answer; it
+  /// may outlive the engine. See ChatParser::create.
+  Result<ChatParser> chat_parser(const ChatParserOptions& options = {}) const {
+    const Result<Tokenizer> found = tokenizer();
+    if (!found) return found.error();
+    return ChatParser::create(*found, options);
   }
 
   /// Submits a request and gives the stream of its deltas. Never waits for the model. What shows up

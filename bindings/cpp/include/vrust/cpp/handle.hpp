@@ -33,6 +33,7 @@ using Handle = std::unique_ptr<T, Destroy<T, destroy>>;
 using EngineHandle = Handle<VrustEngine, vrust_engine_destroy>;
 using QueueHandle = Handle<VrustQueue, vrust_queue_destroy>;
 using TokenizerHandle = Handle<VrustTokenizer, vrust_tokenizer_destroy>;
+using ChatParserHandle = Handle<VrustChatParser, vrust_chat_parser_destroy>;
 using BytesHandle = Handle<VrustBytes, vrust_bytes_destroy>;
 
 /// Copies and destroys what a call wrote.
