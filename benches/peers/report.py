@@ -1,5 +1,5 @@
 """Tables and plots of what compare.py noted. Only figures of this machine's kind of CPU count, and
-of vrust only those of its newest build."""
+of vrust, in each row, only those of the newest build that has any."""
 
 import json
 import platform
@@ -46,21 +46,23 @@ class Results:
         self.sessions = set()
         records = [json.loads(line) for line in open(path)]
         records = [r for r in records if r["cpu"] == cpu_name()]
-        builds = [r["build"] for r in records if "build" in r]
+        newest = {(r["shape"], r["quantization"], r["task"], r["engine"]): r["build"]
+                  for r in records if "build" in r}
         for r in records:
             if "machine" in r:
                 for name, value in r["machine"].items():
                     self.machine[name] = max(value, self.machine.get(name, 0))
                 continue
-            if r.get("build", builds and builds[-1]) != (builds and builds[-1]):
-                continue
             key = (r["shape"], r["quantization"], r["task"], r["engine"])
-            values, value = self.values[key], r["value"]
+            if r.get("build") != newest.get(key):
+                continue
+            self.sessions.add(r["session"])
+            values = self.values[key]
+            value = r["value"]
             if r["task"] == "peak":  # Of all runs, whatever they did.
                 values["highest", 0] = max(value, values.get(("highest", 0), 0))
             else:
                 values[r["session"], r["round"]] = value
-            self.sessions.add(r["session"])
 
     def rows(self):
         """Shape, quantization and task, in the order of the tables."""
