@@ -16,7 +16,8 @@ help:
 	@echo "make demo       build, stream from the demo model in C, then chat with vrust serve"
 	@echo "make test       every test, with the time of each stage"
 	@echo "make test-long  long property, stress and Valgrind runs"
-	@echo "make bench      the benchmarks of BENCHMARKS.md"
+	@echo "make bench      the benchmarks of BENCHMARKS.md; installs the peers, takes hours."
+	@echo "                COMPARE='--tasks decode --engines vrust,openvino' for a part of them"
 	@echo "make header     generate include/vrust/vrust.h"
 
 # What building needs; says in one line what is missing.
@@ -60,9 +61,14 @@ test-long:
 	@tests/setup.sh test
 	@tests/run.sh long
 
-bench: setup
+bench: gateway
 	@$(CARGO) bench --bench batching
 	@$(CARGO) bench --bench overhead
+	@$(CARGO) bench --bench growth -- $(CURDIR)/benches/plots
+	@benches/peers/setup.sh $(BUILD)/peers
+	@benches/peers/compare.py machine
+	@benches/peers/compare.py $(COMPARE)
+	@benches/peers/compare.py report --markdown BENCHMARKS.md --plot benches/plots
 
 header:
 	@$(CARGO) run --quiet --manifest-path tests/tools/header/Cargo.toml -- include/vrust/vrust.h

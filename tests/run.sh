@@ -44,10 +44,12 @@ else
     stage "format" cargo fmt --check
     stage "clippy" cargo clippy --all-targets -- -D warnings
     stage "unit and integration tests" cargo test --lib --test it
+    stage "decoding allocates nothing" cargo test --test alloc
     stage "documentation examples" cargo test --doc
     stage "documentation builds" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
     stage "schedules explored by shuttle" cargo test --features shuttle --lib models
     stage "build" make build
+    stage "instruction counts" tests/counts/run.sh
     stage "c tests" tests/c/run.sh all
     stage "c tests under sanitizers" tests/c/run.sh sanitize
     stage "c tests under valgrind" tests/c/run.sh valgrind

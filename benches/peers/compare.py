@@ -1,40 +1,59 @@
 #!/usr/bin/env python3
 """vrust against its peers on a CPU: the same checkpoint, token ids, threads and work.
 
-compare.py --peers FOLDER [--shapes qwen3-0.6b,llama-3.2-1b] [--quantization none,int8,int4]
-           [--engines openvino,llama,vllm,transformers] [--rounds 5] [--json FILE]
+compare.py [--peers FOLDER] [--shapes ..] [--quantization none,int8,int4] [--engines ..]
+           [--tasks ..] [--rounds 3] [--results FILE]        measures, and adds to FILE
+compare.py machine                                           what the machine can do at all
+compare.py report [--markdown FILE] [--plot FOLDER]          tables of all that the results hold,
+                                                             put between the marks of a file
 
-FOLDER is what setup.sh filled. Each peer runs beside a vrust engine, each in a process of its own;
-they take turns, one task at a time, and a ratio is taken of each pair of turns, because memory speed
-drifts within the hour. Figures are medians with smallest and largest.
+The folder is what setup.sh filled. Each engine runs in a process of its own; within a run they
+take turns, one task at a time, and a ratio is taken of each pair of turns, because memory speed
+drifts within the hour. Results pile up in FILE, a JSON object a line: a row can be measured alone
+(--tasks), and vrust alone (--engines vrust) against what is known of the peers. Engines are vrust,
+vrust-http, openvino, llama, llama-bench, vllm, transformers, and reader: memory's own speed.
 
   start        seconds from the start of the process to the first token, files in the page cache
-  decode       tokens/s of one stream: 64 / (time for 65 tokens - time for 1), prompt of 32
+  decode       tokens/s of one stream: 128 / (time for 129 tokens - time for 1), prompt of 32
   prefill N    prompt tokens/s to the first token of a prompt never seen before
   concurrent   output tokens/s of 32 requests, 256 tokens in, 64 out
   peak         resident memory at its highest, MiB
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import report
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PYTHONS = {"openvino": "ov", "llama": "vllm", "vllm": "vllm", "transformers": "vllm",
-           "vrust": "vllm"}
+PYTHONS = {"openvino": "ov", "vllm": "vllm", "transformers": "vllm"}
+# Who takes turns when nobody is named: as many as fit in 16 GiB.
+GROUPS = [["vrust", "openvino", "llama-bench", "reader"], ["vrust", "llama"], ["vrust", "vllm"],
+          ["vrust", "transformers"], ["vrust", "vrust-http"]]
 TASKS = ["decode", "prefill 512", "prefill 2048", "concurrent"]
-numbers = random.Random(7)
+QUANTIZED = {"vrust", "openvino", "llama", "llama-bench", "reader"}
+# Sums never meet in two engines by chance: each run draws prompts of its own.
+numbers = random.Random(time.time_ns())
 
 
 def prompt(length):
     return [numbers.randrange(300, 100_000) for _ in range(length)]
+
+
+def prompts_of(task):
+    if task == "decode":
+        return [prompt(32), prompt(32)]
+    if task == "concurrent":
+        return [prompt(256) for _ in range(32)]
+    return [prompt(int(task.split()[1]))]
 
 
 class Worker:
@@ -45,18 +64,16 @@ class Worker:
                    MKL_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR",
                    TOKENIZERS_PARALLELISM="false", VLLM_CPU_KVCACHE_SPACE="2",
                    VLLM_NO_USAGE_STATS="1", VLLM_ENABLE_V1_MULTIPROCESSING="0",
-                   LLAMA_SERVER=str(peers / "llama/llama-server"))
-        if engine == "llama":
-            env["LD_LIBRARY_PATH"] = str(peers / "llama")
-        if engine == "vrust":
-            env["PYTHONPATH"] = str(ROOT / "bindings/python")
-            env["VRUST_LIBRARY"] = str(ROOT / "build/lib/libvrust.so")
-        python = peers / PYTHONS[engine] / "bin/python"
+                   VLLM_CACHE_ROOT=str(peers / "vllm-cache"),
+                   LLAMA_SERVER=str(peers / "llama/llama-server"),
+                   PYTHONPATH=str(ROOT / "bindings/python") if engine == "vrust" else "",
+                   VRUST_LIBRARY=str(library()), VRUST_COMMAND=str(ROOT / "build/bin/vrust"))
+        python = peers / PYTHONS.get(engine, "tools") / "bin/python"
         command = [python, HERE / "worker.py", engine, peers / "models" / shape]
         if quantization != "none":
             command.append(quantization)
         self.name = engine
-        self.log = open(f"/tmp/vrust-bench-{engine}.log", "w")
+        self.log = open(peers / f"{engine}.log", "w")
         began = time.perf_counter()
         self.process = subprocess.Popen(
             [str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -82,7 +99,7 @@ class Worker:
         """Tokens a second."""
         if task == "decode":
             one = self.seconds(prompts[:1], 1)
-            return 64 / (self.seconds(prompts[1:], 65) - one)
+            return 128 / (self.seconds(prompts[1:], 129) - one)
         if task == "concurrent":
             return len(prompts) * 64 / self.seconds(prompts, 64)
         return len(prompts[0]) / self.seconds(prompts, 1)
@@ -94,81 +111,169 @@ class Worker:
         return peak
 
 
-def prompts_of(task):
-    if task == "decode":
-        return [prompt(32), prompt(32)]
-    if task == "concurrent":
-        return [prompt(256) for _ in range(32)]
-    return [prompt(int(task.split()[1]))]
+class LlamaBench:
+    """llama.cpp's own benchmark, which is faster than its server at one stream."""
+
+    name, start = "llama-bench", None
+
+    def __init__(self, engine, peers, shape, quantization, threads):
+        file = {"none": "bf16", "int8": "Q8_0", "int4": "Q4_0"}[quantization]
+        model = peers / "models" / shape / f"model-{file}.gguf"
+        self.command = [peers / "llama/llama-bench", "-m", model, "-t", threads, "-fa", 1,
+                        "-r", 1, "-o", "json"]
+
+    def rate(self, task, prompts):
+        if task == "concurrent":
+            return None
+        work = ["-p", 0, "-n", 128] if task == "decode" else ["-n", 0, "-p", len(prompts[0])]
+        command = [str(c) for c in [*self.command, *work]]
+        out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                             check=True).stdout
+        return json.loads(out)[0]["avg_ts"]
+
+    def close(self):
+        return None
 
 
-def compare(options, peer, shape, quantization):
-    """Both sides' figures of every task, and the ratios."""
+class Reader:
+    """What reads memory as fast as it goes, in turn with decoding: GB/s, not tokens."""
+
+    name, start = "reader", None
+
+    def __init__(self, engine, peers, shape, quantization, threads):
+        self.command = [str(build_machine(peers)), str(threads), "read"]
+
+    def rate(self, task, prompts):
+        if task != "decode":
+            return None
+        line = subprocess.run(self.command, check=True, stdout=subprocess.PIPE).stdout
+        return max(json.loads(line).values())
+
+    def close(self):
+        return None
+
+
+def library():
+    return ROOT / "build/lib/libvrust.so"
+
+
+def build_id():
+    """Tells one build of vrust from another."""
+    return hashlib.sha256(library().read_bytes()).hexdigest()[:12]
+
+
+def warm(peers, shape):
+    """Reads the weights once, so that every engine finds them in the page cache."""
+    for file in (peers / "models").glob(f"{shape}*/**/*"):
+        if file.suffix in (".safetensors", ".gguf", ".bin"):
+            with open(file, "rb") as weights:
+                while weights.read(1 << 24):
+                    pass
+
+
+def measure(options, shape, quantization, engines, note):
+    """Starts the engines, gives each task in turn, and notes each turn."""
     args = (options.peers, shape, quantization, options.threads)
-    workers = [Worker("vrust", *args)]
-    if peer != "vrust":
-        workers.append(Worker(peer, *args))
-    found = {"start": [[w.start] for w in workers]}
+    workers = []
+    for engine in engines:
+        kind = {"llama-bench": LlamaBench, "reader": Reader}.get(engine, Worker)
+        worker = kind(engine, *args)
+        workers.append(worker)
+        if worker.start is not None:
+            note(engine, "start", 0, worker.start)
     for task in options.tasks:
-        found[task] = [[] for _ in workers]
-        for round in range(options.rounds + 1):
+        for round in range(options.rounds + options.warm_up):
             prompts = prompts_of(task)
-            order = list(enumerate(workers))
-            for side, worker in order if round % 2 else reversed(order):
+            turn = round % len(workers)
+            for worker in workers[turn:] + workers[:turn]:
                 rate = worker.rate(task, prompts)
-                if round > 0:  # The first warms up.
-                    found[task][side].append(rate)
-    found["peak"] = [[w.close()] for w in workers]
-    return found
+                if round >= options.warm_up and rate is not None:
+                    note(worker.name, task, round, rate)
+    for worker in workers:
+        peak = worker.close()
+        if peak is not None:
+            note(worker.name, "peak", 0, peak)
 
 
-def spread(values, digits):
-    middle, low, high = statistics.median(values), min(values), max(values)
-    if len(values) == 1:
-        return f"{middle:.{digits}f}"
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+def run(options):
+    cpu, build = report.cpu_name(), build_id()
+    for shape in options.shapes:
+        warm(options.peers, shape)
+        for quantization in options.quantization:
+            for group in options.engines or GROUPS:
+                engines = [e for e in group if quantization == "none" or e in QUANTIZED]
+                if len(engines) < min(2, len(group)):
+                    continue
+                known = dict(session=time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()), cpu=cpu,
+                             threads=options.threads, shape=shape, quantization=quantization)
+                try:
+                    measure(options, shape, quantization, engines, Notes(options, known, build))
+                except (RuntimeError, subprocess.CalledProcessError) as error:
+                    print(f"{shape}, {quantization}: {error}", file=sys.stderr)
 
 
-def report(shape, quantization, peer, found):
-    print(f"\n{shape}, {'bf16' if quantization == 'none' else quantization}: vrust, {peer}")
-    print(f"{'':14}{'vrust':>26}{peer:>26}{'ratio':>24}")
-    for task, sides in found.items():
-        digits = {"start": 2, "peak": 0, "decode": 1}.get(task, 0)
-        cells = [spread(side, digits) for side in sides]
-        if len(sides) > 1:
-            ratios = [a / b for a, b in zip(*sides)]
-            cells.append(spread(ratios, 2))
-        print(f"{task:14}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
+class Notes:
+    """Adds figures to the results."""
+
+    def __init__(self, options, known, build):
+        self.path, self.known, self.build = options.results, known, build
+
+    def __call__(self, engine, task, round, value):
+        record = dict(self.known, engine=engine, task=task, round=round, value=value)
+        if engine.startswith("vrust"):
+            record["build"] = self.build
+        with open(self.path, "a") as out:
+            print(json.dumps(record), file=out)
+        print("{shape} {quantization}".format(**record), f"{task} {engine}: {value:.2f}",
+              flush=True)
+
+
+def build_machine(peers):
+    program = peers / "machine"
+    subprocess.run(["cc", "-O2", "-pthread", HERE / "machine.c", "-o", program], check=True)
+    return program
+
+
+def machine(options):
+    program = build_machine(options.peers)
+    line = subprocess.run([program, str(options.threads)], check=True, text=True,
+                          stdout=subprocess.PIPE).stdout
+    session = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    figures = json.loads(line)
+    record = dict(session=session, cpu=report.cpu_name(), machine=figures)
+    with open(options.results, "a") as out:
+        print(json.dumps(record), file=out)
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+
+
+def names(text):
+    return text.split(",")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--peers", type=Path, required=True)
-    parser.add_argument("--shapes", default="qwen3-0.6b,llama-3.2-1b")
-    parser.add_argument("--quantization", default="none,int8,int4")
-    parser.add_argument("--engines", default="openvino,llama,vllm,transformers")
-    parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("mode", nargs="?", default="run", choices=["run", "machine", "report"])
+    parser.add_argument("--peers", type=Path, default=ROOT / "build/peers")
+    parser.add_argument("--shapes", type=names, default=["qwen3-0.6b", "llama-3.2-1b"])
+    parser.add_argument("--quantization", type=names, default=["none", "int8", "int4"])
+    parser.add_argument("--engines", type=lambda text: [names(text)],
+                        help="who take turns; group by group by default")
+    parser.add_argument("--tasks", type=names, default=TASKS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=1, help="turns that are not counted")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    options.tasks = options.tasks.split(",")
-    everything = []
-    for shape in options.shapes.split(","):
-        for quantization in options.quantization.split(","):
-            for peer in options.engines.split(","):
-                if quantization != "none" and peer in ("vllm", "transformers"):
-                    continue
-                try:
-                    found = compare(options, peer, shape, quantization)
-                except RuntimeError as error:
-                    print(f"\n{shape}, {quantization}, {peer}: {error}", file=sys.stderr)
-                    continue
-                report(shape, quantization, peer, found)
-                everything.append(dict(shape=shape, quantization=quantization, peer=peer,
-                                       found=found))
-    if options.json:
-        options.json.write_text(json.dumps(everything, indent=1))
+    options.results = options.results or options.peers / "results.jsonl"
+    if options.mode == "run":
+        run(options)
+    elif options.mode == "machine":
+        machine(options)
+    else:
+        report.write(options.results, options.markdown, options.plot)
 
 
 main()

@@ -6,19 +6,22 @@ for, comes when the engine is ready. A task is {"prompts": [[token ids], ..], "t
 the end of text ignored, all prompts at once; its answer is {"seconds": s}, from the call to the
 last token. Whatever the engine prints goes to standard error.
 
-ENGINE is vrust, openvino, llama, vllm or transformers, and needs that engine's own Python.
+ENGINE is vrust, vrust-http, openvino, llama, vllm or transformers; the last four need that engine's
+own Python. vrust runs by its C ABI, vrust-http is `vrust serve`, asked over HTTP.
 """
 
+import http.client
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 
 THREADS = int(os.environ.get("BENCH_THREADS", "2"))
 POOL_GIB = 2
+# About as much in f16, for Qwen3-0.6B's shape; 32 requests of 320 tokens need 10,240.
+POOL_TOKENS = 16384
 CONTEXT = 8448
 
 
@@ -31,7 +34,6 @@ def vrust(model, quantization):
     engine = Engine(
         model, extra=extra, kv_cache_memory_bytes=POOL_GIB << 30, max_model_len=CONTEXT,
         cpu_threads=THREADS, enable_prefix_caching=False, skip_tokenizer=True,
-        load_format="dummy" if os.environ.get("BENCH_DUMMY") else "auto",
     )
 
     def generate(prompts, tokens):
@@ -44,6 +46,77 @@ def vrust(model, quantization):
                 pass
 
     return generate
+
+
+class Server:
+    """A server in a process of its own, asked by a thread a prompt."""
+
+    def __init__(self, command, port):
+        self.port = port
+        command = [str(c) for c in command]
+        self.process = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr)
+        while not self.is_up():
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{command[0]} ended")
+            time.sleep(0.01)
+
+    def is_up(self):
+        try:
+            self.ask("/health")
+            return True
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def ask(self, path, body=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1800)
+        headers = {"Content-Type": "application/json"}
+        text = None if body is None else json.dumps(body)
+        connection.request("GET" if body is None else "POST", path, text, headers)
+        response = connection.getresponse()
+        answer = response.read()
+        connection.close()
+        if response.status != 200:
+            raise OSError(f"{path}: {response.status} {answer[:300]}")
+        return answer
+
+    def generator(self, path, body_of):
+        def generate(prompts, tokens):
+            failed = []
+
+            def one(prompt):
+                try:
+                    self.ask(path, body_of(prompt, tokens))
+                except OSError as error:
+                    failed.append(error)
+
+            threads = [threading.Thread(target=one, args=(p,)) for p in prompts]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            if failed:
+                raise failed[0]
+
+        generate.end = self.end
+        generate.pid = self.process.pid
+        return generate
+
+    def end(self):
+        self.process.terminate()
+        self.process.wait(60)
+
+
+def vrust_http(model, quantization):
+    port = 19080 + os.getpid() % 1000
+    server = Server([
+        os.environ["VRUST_COMMAND"], "serve", model, "--host", "127.0.0.1", "--port", port,
+        "--served-model-name", "m", "--cpu-threads", THREADS, "--max-model-len", CONTEXT,
+        "--kv-cache-memory-bytes", POOL_GIB << 30, "--no-enable-prefix-caching",
+        *(["--quantization", quantization] if quantization else []),
+    ], port)
+    return server.generator("/v1/completions", lambda prompt, tokens: {
+        "model": "m", "prompt": prompt, "max_tokens": tokens, "temperature": 0,
+        "ignore_eos": True})
 
 
 def openvino(model, quantization):
@@ -74,43 +147,15 @@ def llama(model, quantization):
     """llama.cpp's own server: its library has no C call that batches requests."""
     file = {None: "bf16", "int8": "Q8_0", "int4": "Q4_0"}[quantization]
     port = 18080 + os.getpid() % 1000
-    command = [
+    server = Server([
         os.environ["LLAMA_SERVER"], "-m", os.path.join(model, f"model-{file}.gguf"),
         "-t", THREADS, "-tb", THREADS, "--host", "127.0.0.1", "--port", port,
-        "-c", 32 * 1024, "--parallel", 32, "-fa", "on", "--kv-unified",
+        "-c", POOL_TOKENS, "--parallel", 32, "-fa", "on", "--kv-unified",
         "-b", 2048, "-ub", 512, "--no-webui",
-    ]
-    server = subprocess.Popen([str(c) for c in command], stdout=sys.stderr, stderr=sys.stderr)
-
-    def ask(path, body=None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data)
-        request.add_header("Content-Type", "application/json")
-        return urllib.request.urlopen(request, timeout=1800).read()
-
-    while True:
-        try:
-            ask("/health")
-            break
-        except OSError:
-            if server.poll() is not None:
-                raise RuntimeError("llama-server ended")
-            time.sleep(0.02)
-
-    def generate(prompts, tokens):
-        def one(prompt):
-            body = {"prompt": prompt, "n_predict": tokens, "temperature": 0,
-                    "ignore_eos": True, "cache_prompt": False}
-            ask("/completion", body)
-
-        threads = [threading.Thread(target=one, args=(p,)) for p in prompts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    generate.end = server.terminate
-    return generate
+    ], port)
+    return server.generator("/completion", lambda prompt, tokens: {
+        "prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True,
+        "cache_prompt": False})
 
 
 def vllm(model, quantization):
@@ -164,7 +209,8 @@ def main():
     engine, model, quantization = sys.argv[1], sys.argv[2], (sys.argv[3:] or [None])[0]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    generate = globals()[engine](model, quantization)
+    generate = globals()[engine.replace("-", "_")](model, quantization)
+    pid = getattr(generate, "pid", os.getpid())
 
     def answer(**fields):
         print(json.dumps(fields), file=answers, flush=True)
@@ -174,7 +220,7 @@ def main():
     for line in sys.stdin:
         task = json.loads(line)
         if "prompts" not in task:
-            answer(peak_mib=peak_mib(os.getpid()))
+            answer(peak_mib=peak_mib(pid))
             continue
         began = time.perf_counter()
         generate(task["prompts"], task["tokens"])

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
+pub(crate) mod chart;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

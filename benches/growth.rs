@@ -1,0 +1,176 @@
+//! How speed grows: with threads, with the number of streams, with the context. Qwen3-0.6B's
+//! shape with dummy weights, bfloat16; greedy, the end of text ignored.
+//!
+//! `cargo bench --bench growth [-- [--only threads|streams|context] [FOLDER]]` prints three tables,
+//! or one; FOLDER takes a chart of each.
+//!
+//! A decode figure is `streams * (TOKENS - 1) / (time for TOKENS tokens - time for 1)`, both with
+//! the prompt found in the prefix cache; a prefill figure is the prompt's first time.
+
+#![allow(clippy::print_stdout, missing_docs, reason = "a benchmark prints")]
+
+mod support;
+
+use std::path::Path;
+use std::thread;
+
+use support::chart::{Line, chart};
+use support::{Folder, QWEN3_0_6B, dummy, median, ready, request, spread, time, wait};
+use vrust::engine::Engine;
+use vrust::ids::TokenId;
+
+const TOKENS: u32 = 25;
+const ROUNDS: usize = 3;
+const CONTEXT: usize = 128;
+const POOL_BYTES: u64 = 2 << 30;
+
+fn main() {
+    let mut args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let only = args.iter().position(|a| a == "--only").map(|at| {
+        args.remove(at);
+        args.remove(at)
+    });
+    let wants = |part: &str| only.as_deref().is_none_or(|o| o == part);
+    let charts = args.first().map(Path::new);
+    let folder = Folder::new(QWEN3_0_6B);
+    let all = thread::available_parallelism().map_or(1, usize::from);
+    if wants("threads") {
+        with_threads(&folder, all, charts);
+    }
+    if wants("streams") {
+        with_streams(&engine(&folder, all), all, charts);
+    }
+    if wants("context") {
+        with_context(&engine(&folder, all), all, charts);
+    }
+}
+
+fn engine(folder: &Folder, threads: usize) -> Engine {
+    let mut options = dummy(folder);
+    options.kv_cache_memory_bytes = Some(POOL_BYTES);
+    options.max_model_len = Some(8448);
+    options.max_num_seqs = 64;
+    options.cpu_threads = Some(threads);
+    ready(options)
+}
+
+/// From one thread to all; the chart shows multiples of one thread's figures.
+fn with_threads(folder: &Folder, all: usize, charts: Option<&Path>) {
+    let counts: Vec<usize> = (1..=all).collect();
+    let names = ["decode, 1 stream", "decode, 16 streams", "prefill of 512"];
+    let mut figures = [Vec::new(), Vec::new(), Vec::new()];
+    for &threads in &counts {
+        let engine = engine(folder, threads);
+        let one = decode(&engine, 1, CONTEXT);
+        let many = decode(&engine, 16, CONTEXT);
+        let prefill = prefill(&engine, 512, ROUNDS);
+        for (i, mut values) in [one, many, prefill].into_iter().enumerate() {
+            println!("{threads} threads, {}: {} tokens/s", names[i], spread(&mut values, 1));
+            figures[i].push(median(&mut values));
+        }
+    }
+    let lines: Vec<Line<'_>> = (names.iter().zip(&figures))
+        .map(|(name, f)| Line { name, values: f.iter().map(|v| v / f[0]).collect() })
+        .collect();
+    draw(charts, "threads", "Speed with threads, one thread = 1", "threads", &counts, &lines);
+}
+
+fn with_streams(engine: &Engine, threads: usize, charts: Option<&Path>) {
+    let counts = [1, 2, 4, 8, 16, 32, 64];
+    let mut values = Vec::new();
+    for streams in counts {
+        let mut rates = decode(engine, streams, CONTEXT);
+        println!("{streams} streams, context {CONTEXT}: {} tokens/s", spread(&mut rates, 1));
+        values.push(median(&mut rates));
+    }
+    let lines = [Line { name: "decode, tokens/s", values }];
+    let title = format!("Decode with streams, {threads} threads, context {CONTEXT}");
+    draw(charts, "streams", &title, "streams", &counts, &lines);
+}
+
+fn with_context(engine: &Engine, threads: usize, charts: Option<&Path>) {
+    let counts = [128, 256, 512, 1024, 2048, 4096, 8192];
+    let (mut decodes, mut prefills) = (Vec::new(), Vec::new());
+    for context in counts {
+        // Long prompts are computed once, for both.
+        let (first, mut decode) = first_and_decode(engine, 1, context);
+        let long = context > 2048;
+        let rate = context as f64 / first;
+        let mut prefill = if long { vec![rate] } else { prefill(engine, context, ROUNDS) };
+        println!("context {context}: decode {} tokens/s", spread(&mut decode, 1));
+        println!("context {context}: prefill {} tokens/s", spread(&mut prefill, 0));
+        decodes.push(median(&mut decode));
+        prefills.push(median(&mut prefill));
+    }
+    // On one scale: each as a share of its own best.
+    let shares = |values: Vec<f64>| {
+        let best = values.iter().copied().fold(0.0, f64::max);
+        values.into_iter().map(|v| 100.0 * v / best).collect()
+    };
+    let lines = [
+        Line { name: "decode, 1 stream", values: shares(decodes) },
+        Line { name: "prefill", values: shares(prefills) },
+    ];
+    let title = format!("Speed with context, {threads} threads, % of the best");
+    draw(charts, "context", &title, "positions", &counts, &lines);
+}
+
+fn draw(
+    charts: Option<&Path>,
+    file: &str,
+    title: &str,
+    x_name: &str,
+    counts: &[usize],
+    lines: &[Line<'_>],
+) {
+    let Some(folder) = charts else { return };
+    let labels: Vec<String> = counts.iter().map(usize::to_string).collect();
+    std::fs::create_dir_all(folder).expect("a folder for charts");
+    let path = folder.join(format!("growth-{file}.svg"));
+    std::fs::write(&path, chart(title, x_name, &labels, lines)).expect("room for a chart");
+}
+
+/// Output tokens a second of `streams` streams after prompts of `context`, of each round.
+fn decode(engine: &Engine, streams: usize, context: usize) -> Vec<f64> {
+    first_and_decode(engine, streams, context).1
+}
+
+/// Seconds to the prompts' first tokens, and then as `decode`.
+fn first_and_decode(engine: &Engine, streams: usize, context: usize) -> (f64, Vec<f64>) {
+    let prompts: Vec<Vec<TokenId>> = (0..streams).map(|s| fresh(s, context)).collect();
+    let first = run(engine, &prompts, 1);
+    let rates = (0..ROUNDS).map(|_| {
+        let one = run(engine, &prompts, 1);
+        let seconds = run(engine, &prompts, TOKENS) - one;
+        streams as f64 * f64::from(TOKENS - 1) / seconds
+    });
+    (first, rates.collect())
+}
+
+/// Prompt tokens a second, of each round.
+fn prefill(engine: &Engine, length: usize, rounds: usize) -> Vec<f64> {
+    let rates = (0..rounds).map(|r| length as f64 / run(engine, &[fresh(1000 + r, length)], 1));
+    rates.collect()
+}
+
+/// Seconds until all are done.
+fn run(engine: &Engine, prompts: &[Vec<TokenId>], tokens: u32) -> f64 {
+    let queue = engine.default_queue();
+    time(|| {
+        for prompt in prompts {
+            engine.submit(request(prompt.clone(), tokens), queue).expect("room");
+        }
+        wait(queue, prompts.len());
+    })
+}
+
+/// Random ids: a prompt shares no block with one of another stream or length.
+fn fresh(stream: usize, length: usize) -> Vec<TokenId> {
+    let mut state = (stream as u64) << 32 | length as u64;
+    (0..length)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            TokenId(300 + (state >> 33) as u32 % 100_000)
+        })
+        .collect()
+}

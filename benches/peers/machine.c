@@ -1,0 +1,226 @@
+/* What this machine can do: how fast two threads read memory, by several readers, and how many
+ * operations its dot products do from registers. Prints one JSON line.
+ * cc -O2 -pthread machine.c -o machine && ./machine [THREADS [read]]
+ * `read` leaves out all but the readers with all threads. */
+#define _GNU_SOURCE
+#include <immintrin.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MOST 64
+static const size_t BYTES = (size_t)1 << 30;
+static const long TURNS = 8000000;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+/* A share of the work: bytes for readers, turns for arithmetic. */
+struct share {
+    const char *at;
+    size_t len;
+    int streams;
+    int ahead; /* bytes that are prefetched before they are read, or 0 */
+    volatile long long sink;
+};
+
+__attribute__((target("avx2"))) static void *read_256(void *p) {
+    struct share *s = p;
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+    for (size_t i = 0; i < s->len; i += 128) {
+        const __m256i *at = (const __m256i *)(s->at + i);
+        a = _mm256_add_epi64(a, at[0]);
+        b = _mm256_add_epi64(b, at[1]);
+        c = _mm256_add_epi64(c, at[2]);
+        d = _mm256_add_epi64(d, at[3]);
+    }
+    s->sink = _mm256_extract_epi64(
+        _mm256_add_epi64(_mm256_add_epi64(a, b), _mm256_add_epi64(c, d)), 0);
+    return NULL;
+}
+
+/* `streams` cursors walk parts of the share side by side, `ahead` bytes behind the prefetches. */
+__attribute__((target("avx512f"))) static void *read_512(void *p) {
+    struct share *s = p;
+    size_t part = s->len / s->streams / 256 * 256;
+    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+    for (size_t i = 0; i < part; i += 256) {
+        for (int n = 0; n < s->streams; n++) {
+            const char *at = s->at + n * part + i;
+            if (s->ahead)
+                for (int line = 0; line < 256; line += 64)
+                    _mm_prefetch(at + line + s->ahead, _MM_HINT_T0);
+            a = _mm512_add_epi64(a, _mm512_loadu_si512(at));
+            b = _mm512_add_epi64(b, _mm512_loadu_si512(at + 64));
+            c = _mm512_add_epi64(c, _mm512_loadu_si512(at + 128));
+            d = _mm512_add_epi64(d, _mm512_loadu_si512(at + 192));
+        }
+    }
+    s->sink = _mm512_reduce_add_epi64(
+        _mm512_add_epi64(_mm512_add_epi64(a, b), _mm512_add_epi64(c, d)));
+    return NULL;
+}
+
+/* Sixteen independent sums hide the latency of each instruction. */
+#define SUMS 16
+#define ARITHMETIC(name, features, type, zero, step, reduce)                       \
+    __attribute__((target(features))) static void *name(void *p) {                 \
+        struct share *s = p;                                                       \
+        type sum[SUMS];                                                            \
+        for (int i = 0; i < SUMS; i++) sum[i] = zero;                              \
+        for (long turn = 0; turn < TURNS; turn++) {                                \
+            _Pragma("GCC unroll 16") for (int i = 0; i < SUMS; i++) {              \
+                step;                                                              \
+            }                                                                      \
+        }                                                                          \
+        for (int i = 0; i < SUMS; i++) s->sink += (long long)reduce(sum[i]);       \
+        return NULL;                                                               \
+    }
+
+ARITHMETIC(fma_256, "avx2,fma", __m256, _mm256_set1_ps(i),
+           sum[i] = _mm256_fmadd_ps(_mm256_set1_ps(1.0001f), _mm256_set1_ps(1e-3f), sum[i]),
+           _mm256_cvtss_f32)
+ARITHMETIC(fma_512, "avx512f", __m512, _mm512_set1_ps(i),
+           sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(1.0001f), _mm512_set1_ps(1e-3f), sum[i]),
+           _mm512_cvtss_f32)
+ARITHMETIC(dot_bf16, "avx512f,avx512bf16", __m512, _mm512_set1_ps(i),
+           sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)_mm512_set1_epi32(0x3f803f80),
+                                     (__m512bh)_mm512_set1_epi32(0x3c003c00)),
+           _mm512_cvtss_f32)
+ARITHMETIC(dot_int8, "avx512f,avx512vnni", __m512i, _mm512_set1_epi32(i),
+           sum[i] = _mm512_dpbusd_epi32(sum[i], _mm512_set1_epi8(3), _mm512_set1_epi8(1)),
+           _mm512_reduce_add_epi32)
+
+/* Four tiles of sums; a tile takes 16 x 16 x 32 products of bf16. */
+__attribute__((target("amx-tile,amx-bf16"))) static void *dot_amx(void *p) {
+    (void)p;
+    struct {
+        unsigned char palette, start, reserved[14];
+        unsigned short columns[16];
+        unsigned char rows[16];
+    } __attribute__((aligned(64))) config = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        config.columns[i] = 64;
+        config.rows[i] = 16;
+    }
+    _tile_loadconfig(&config);
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    _tile_zero(4); _tile_zero(5);
+    for (long turn = 0; turn < TURNS / 4; turn++) {
+        _tile_dpbf16ps(0, 4, 5);
+        _tile_dpbf16ps(1, 4, 5);
+        _tile_dpbf16ps(2, 4, 5);
+        _tile_dpbf16ps(3, 4, 5);
+    }
+    _tile_release();
+    return NULL;
+}
+
+/* Linux gives the tiles' state to who asks. */
+static int has_amx(void) {
+    unsigned a = 7, b, c = 0, d;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    return d >> 22 & 1 && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+}
+
+/* Seconds that `threads` need for their shares. */
+static double run(void *(*work)(void *), struct share *shares, int threads) {
+    pthread_t ids[MOST];
+    double began = now();
+    for (int i = 0; i < threads; i++) pthread_create(&ids[i], NULL, work, &shares[i]);
+    for (int i = 0; i < threads; i++) pthread_join(ids[i], NULL);
+    return now() - began;
+}
+
+static double best_of(int rounds, void *(*work)(void *), struct share *shares, int threads) {
+    double best = 1e9;
+    for (int round = 0; round < rounds; round++) {
+        double took = run(work, shares, threads);
+        if (took < best) best = took;
+    }
+    return best;
+}
+
+static int first = 1;
+static void print(const char *name, int threads, double value) {
+    printf("%s\"%s, %d thread%s\": %.1f", first ? "{" : ", ", name, threads,
+           threads > 1 ? "s" : "", value);
+    fflush(stdout);
+    first = 0;
+}
+
+static double read_all(const char *name, void *(*work)(void *), int streams, int ahead,
+                       int threads, const char *memory) {
+    struct share shares[MOST];
+    for (int i = 0; i < threads; i++) {
+        size_t len = BYTES / threads;
+        shares[i] = (struct share){memory + i * len, len, streams, ahead, 0};
+    }
+    double rate = BYTES / best_of(7, work, shares, threads) / 1e9;
+    print(name, threads, rate);
+    return rate;
+}
+
+static double readers(int threads, const char *memory) {
+    double best = read_all("read 256 bits, GB/s", read_256, 1, 0, threads, memory);
+    if (!__builtin_cpu_supports("avx512f")) return best;
+    const int ways[][2] = {{1, 0}, {2, 0}, {4, 0}, {8, 0}, {16, 0},
+                           {1, 1024}, {1, 4096}, {1, 16384}, {2, 8192}, {4, 2048}, {8, 4096}};
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        char name[80];
+        snprintf(name, sizeof name, "read 512 bits, %d streams, %d ahead, GB/s", ways[i][0],
+                 ways[i][1]);
+        double rate = read_all(name, read_512, ways[i][0], ways[i][1], threads, memory);
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+
+static void arithmetic(int threads) {
+    struct share shares[MOST] = {{0}};
+    double turns = (double)threads * TURNS * SUMS / 1e9;
+    print("f32 FMA 256 bits, GFLOP/s", threads, turns * 16 / best_of(3, fma_256, shares, threads));
+    if (__builtin_cpu_supports("avx512f"))
+        print("f32 FMA 512 bits, GFLOP/s", threads,
+              turns * 32 / best_of(3, fma_512, shares, threads));
+    if (__builtin_cpu_supports("avx512bf16"))
+        print("vdpbf16ps, GFLOP/s", threads, turns * 64 / best_of(3, dot_bf16, shares, threads));
+    if (__builtin_cpu_supports("avx512vnni"))
+        print("vpdpbusd, GOP/s", threads, turns * 128 / best_of(3, dot_int8, shares, threads));
+    if (has_amx())
+        print("tdpbf16ps, GFLOP/s", threads,
+              (double)threads * TURNS * 16 * 16 * 64 / 1e9 / best_of(3, dot_amx, shares, threads));
+}
+
+int main(int argc, char **argv) {
+    int most = argc > 1 ? atoi(argv[1]) : 2;
+    if (most < 1 || most > MOST || !__builtin_cpu_supports("avx2")) return 2;
+    /* Half a MiB more than is read: prefetches run past the end. */
+    size_t room = BYTES + (1 << 19);
+    char *memory = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return 1;
+    madvise(memory, room, MADV_HUGEPAGE);
+    memset(memory, 1, room);
+    double best = 0;
+    if (argc > 2) {
+        readers(most, memory);
+        puts("}");
+        return 0;
+    }
+    for (int threads = 1; threads <= most; threads += most > 1 ? most - 1 : 1) {
+        double rate = readers(threads, memory);
+        if (rate > best) best = rate;
+        arithmetic(threads);
+    }
+    print("best read, GB/s", most, best);
+    puts("}");
+    return 0;
+}

@@ -1,0 +1,234 @@
+"""Tables and plots of what compare.py noted. Only figures of this machine's kind of CPU count, and
+of vrust, in each row, only those of the newest build that has any."""
+
+import json
+import platform
+import statistics
+from collections import defaultdict
+
+# The tables stand between these lines of a Markdown file.
+BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
+SHAPES = {"qwen3-0.6b": "Qwen3-0.6B", "llama-3.2-1b": "Llama-3.2-1B"}
+# Bytes of a checkpoint's weights in bf16; embedding and head are one matrix.
+WEIGHTS = {"qwen3-0.6b": 1_192_099_840, "llama-3.2-1b": 2_471_628_800}
+FORMATS = {"none": "bf16", "int8": "int8", "int4": "int4"}
+PEERS = {"openvino": "OpenVINO GenAI", "llama": "llama.cpp server", "llama-bench": "llama-bench",
+         "vllm": "vLLM CPU", "transformers": "transformers"}
+DIGITS = {"start": 2, "decode": 1, "peak": 0}
+UNITS = {"start": "s", "decode": "tok/s", "concurrent": "output tok/s", "peak": "MiB"}
+# How many times the best peer's figure vrust's is meant to be.
+TARGETS = {
+    ("decode", "none"): 1.05, ("decode", "int8"): 1.35, ("decode", "int4"): 1.4,
+    ("prefill 512", "none"): 1.1, ("prefill 2048", "none"): 1.15,
+    ("prefill 512", "int8"): 1.4, ("prefill 2048", "int8"): 1.4,
+    ("concurrent", "none"): 1.25, ("concurrent", "int8"): 1.3,
+}
+# With int8, prefill and batches are compared with OpenVINO's; decode with llama.cpp's too.
+ONLY_OPENVINO = {("prefill 512", "int8"), ("prefill 2048", "int8"), ("concurrent", "int8")}
+
+
+def cpu_name():
+    try:
+        for line in open("/proc/cpuinfo"):
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+class Results:
+    """Values by shape, quantization, task and engine, each with its session and round."""
+
+    def __init__(self, path):
+        self.values = defaultdict(dict)
+        self.machine = {}
+        self.sessions = set()
+        records = [json.loads(line) for line in open(path)]
+        records = [r for r in records if r["cpu"] == cpu_name()]
+        newest = {(r["shape"], r["quantization"], r["task"], r["engine"]): r["build"]
+                  for r in records if "build" in r}
+        for r in records:
+            if "machine" in r:
+                for name, value in r["machine"].items():
+                    self.machine[name] = max(value, self.machine.get(name, 0))
+                continue
+            key = (r["shape"], r["quantization"], r["task"], r["engine"])
+            if r.get("build") != newest.get(key):
+                continue
+            self.sessions.add(r["session"])
+            values = self.values[key]
+            value = r["value"]
+            if r["task"] == "peak":  # Of all runs, whatever they did.
+                values["highest", 0] = max(value, values.get(("highest", 0), 0))
+            else:
+                values[r["session"], r["round"]] = value
+
+    def rows(self):
+        """Shape, quantization and task, in the order of the tables."""
+        found = {key[:3] for key in self.values}
+        tasks = ["decode", "prefill 512", "prefill 2048", "concurrent", "start", "peak"]
+        tasks += sorted({t for _, _, t in found} - set(tasks))
+        return [(s, q, t) for s in SHAPES for q in FORMATS for t in tasks if (s, q, t) in found]
+
+    def of(self, row, engine):
+        return self.values.get((*row, engine), {})
+
+    def best_peer(self, row):
+        """The peer that vrust is least ahead of. Ratios of turns in one run count: memory speed
+        drifts too far for rates of different hours."""
+        lower_is_better = row[2] in ("start", "peak")
+        peers = ["openvino"] if (row[2], row[1]) in ONLY_OPENVINO else PEERS
+        leads = {}
+        for peer in peers:
+            ratios, _ = self.ratios(row, "vrust", peer)
+            if ratios:
+                middle = statistics.median(ratios)
+                leads[peer] = -middle if lower_is_better else middle
+        return min(leads, key=leads.get) if leads else None
+
+    def ratios(self, row, engine, other):
+        """One ratio for each pair of turns; of medians where they never ran together."""
+        ours, theirs = self.of(row, engine), self.of(row, other)
+        pairs = [ours[at] / theirs[at] for at in ours if at in theirs]
+        if pairs:
+            return pairs, True
+        if ours and theirs:
+            return [statistics.median(ours.values()) / statistics.median(theirs.values())], False
+        return [], False
+
+
+def spread(values, digits):
+    if not values:
+        return ""
+    middle = f"{statistics.median(values):.{digits}f}"
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def ratio_cell(results, row):
+    """vrust against the best peer, and what was meant."""
+    best = results.best_peer(row)
+    if best is None:
+        return "", ""
+    ratios, together = results.ratios(row, "vrust", best)
+    cell = spread(ratios, 2) + ("" if together or not ratios else " *")
+    target = TARGETS.get((row[2], row[1]))
+    return f"{cell} ({PEERS[best]})" if ratios else "", f"{target:.2f}" if target else ""
+
+
+def table(results, shape):
+    engines = ["vrust", *PEERS]
+    heads = ["work", "vrust", *PEERS.values(), "vrust / best peer", "target"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in results.rows():
+        if row[0] != shape:
+            continue
+        task, digits = row[2], DIGITS.get(row[2], 0)
+        name = f"{FORMATS[row[1]]} {task}, {UNITS.get(task, 'tok/s')}"
+        cells = [spread(list(results.of(row, e).values()), digits) for e in engines]
+        lines.append("| " + " | ".join([name, *cells, *ratio_cell(results, row)]) + " |")
+    return lines
+
+
+def http_table(results):
+    lines = ["| over HTTP | `vrust serve` | C ABI | ratio |", "|---|---|---|---|"]
+    for row in results.rows():
+        ours, abi = results.of(row, "vrust-http"), results.of(row, "vrust")
+        if not ours or row[2] in ("start", "peak"):
+            continue
+        digits = DIGITS.get(row[2], 0)
+        ratios, _ = results.ratios(row, "vrust-http", "vrust")
+        name = f"{SHAPES[row[0]]} {FORMATS[row[1]]} {row[2]}"
+        sides = [spread(list(side.values()), digits) for side in (ours, abi)]
+        cells = [name, *sides, spread(ratios, 3)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines if len(lines) > 2 else []
+
+
+def moved(results):
+    """How much of the weights one stream moves, against the best reader of the same turns."""
+    lines = ["| bf16 decode of one stream | weights, GB/s | best reader, GB/s | share |",
+             "|---|---|---|---|"]
+    for shape, size in WEIGHTS.items():
+        row = (shape, "none", "decode")
+        reader, ours = results.of(row, "reader"), results.of(row, "vrust")
+        pairs = [at for at in ours if at in reader]
+        if pairs:
+            rates = [ours[at] * size / 1e9 for at in pairs]
+            reads = [reader[at] for at in pairs]
+            shares = [a / b for a, b in zip(rates, reads)]
+            cells = [SHAPES[shape], spread(rates, 1), spread(reads, 1), spread(shares, 2)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def machine_table(results):
+    lines = ["| what the machine does, best seen | |", "|---|---|"]
+    lines += [f"| {name} | {value:.1f} |" for name, value in results.machine.items()]
+    return lines if results.machine else []
+
+
+def markdown(results):
+    sessions = sorted(results.sessions)
+    lines = [f"{cpu_name()}, {sessions[0]} to {sessions[-1]} UTC; medians, with smallest and "
+             "largest in brackets. A ratio is the median of pairs of turns; one marked * is of "
+             "medians of runs at different times.", ""]
+    for shape, name in SHAPES.items():
+        if any(row[0] == shape for row in results.rows()):
+            lines += [f"**{name}'s shape**", "", *table(results, shape), ""]
+    lines += [*http_table(results), "", *moved(results), *machine_table(results)]
+    return "\n".join(lines) + "\n"
+
+
+def plot(results, shape):
+    """Bars of vrust's figure over the best peer's, and a mark where it was meant to be."""
+    rows = [r for r in results.rows() if r[0] == shape and r[2] not in ("start", "peak")]
+    bars = []
+    for row in rows:
+        best = results.best_peer(row)
+        ratios = results.ratios(row, "vrust", best)[0] if best else []
+        if ratios:
+            bars.append((f"{FORMATS[row[1]]} {row[2]}", PEERS[best], ratios,
+                         TARGETS.get((row[2], row[1]))))
+    width, left, step = 760, 150, 34
+    most = max([1.5] + [max(b[2]) for b in bars]) * 1.02
+    scale = (width - left - 170) / most
+    height = 60 + step * len(bars)
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+           'font-family="sans-serif" font-size="13">',
+           f'<rect width="{width}" height="{height}" fill="#fff"/>',
+           f'<text x="12" y="24" font-size="15">{SHAPES[shape]}: vrust over the best peer '
+           '(line: 1.0; red: target)</text>']
+    for i, (name, peer, ratios, target) in enumerate(bars):
+        y, middle = 42 + i * step, statistics.median(ratios)
+        low, high = left + min(ratios) * scale, left + max(ratios) * scale
+        out += [f'<text x="12" y="{y + 15}">{name}</text>',
+                f'<rect x="{left}" y="{y}" width="{middle * scale:.1f}" height="20" '
+                'fill="#3b7dd8"/>',
+                f'<path d="M{low:.1f} {y + 10}H{high:.1f}" stroke="#123" stroke-width="2"/>',
+                f'<text x="{max(high, left + (target or 0) * scale) + 8:.1f}" y="{y + 15}">'
+                f'{middle:.2f} x {peer}</text>']
+        if target:
+            x = left + target * scale
+            out.append(f'<path d="M{x:.1f} {y - 4}V{y + 24}" stroke="#c22" stroke-width="3"/>')
+    x = left + scale
+    out += [f'<path d="M{x:.1f} 36V{height - 14}" stroke="#888" stroke-dasharray="4 3"/>',
+            "</svg>"]
+    return "\n".join(out) + "\n"
+
+
+def write(path, markdown_path, plots):
+    results = Results(path)
+    text = markdown(results)
+    print(text)
+    if markdown_path:
+        before, rest = markdown_path.read_text().split(BEGIN)
+        after = rest.split(END)[1]
+        markdown_path.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+    if plots:
+        plots.mkdir(parents=True, exist_ok=True)
+        for shape in SHAPES:
+            if any(row[0] == shape for row in results.rows()):
+                (plots / f"peers-{shape}.svg").write_text(plot(results, shape))
