@@ -188,8 +188,7 @@ unsafe fn chunk<P: Panel, const R: usize, const N: usize>(
 ) {
     let group = a.heads.num_heads / a.heads.num_kv_heads;
     let (dim, dim_padded) = (a.heads.head_dim, a.kv.dim_padded);
-    let seq = &a.seqs[item.seq];
-    let count = vectors.len();
+    let (seq, count) = (&a.seqs[item.seq], vectors.len());
     let mut rows = Rows { count, low: [0; TILE_VECTORS], high: [0; TILE_VECTORS] };
     let mut merged = [Softmax::EMPTY; TILE_VECTORS];
     let queries = scratch.queries.as_ptr().cast::<P::X>();
@@ -199,9 +198,8 @@ unsafe fn chunk<P: Panel, const R: usize, const N: usize>(
     };
     for v in 0..count {
         let (row, head) = place(v);
-        let position = seq.context_len + (row - seq.query_start);
-        rows.high[v] = position + 1;
-        rows.low[v] = (position + 1).saturating_sub(a.window);
+        rows.high[v] = seq.context_len + (row - seq.query_start) + 1;
+        rows.low[v] = rows.high[v].saturating_sub(a.window);
         // SAFETY: row and head are in range; the scratch holds `TILE_VECTORS` heads.
         unsafe {
             let query = a.qkv.add(row * a.heads.qkv_width() + head * dim);
