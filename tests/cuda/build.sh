@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the stand-ins for libcuda, libcublasLt and libnvrtc, and the kernels' test program, into
+# Builds the stand-ins for libcuda, libcublasLt and libnvrtc, and the kernels' checks, into
 # build/cuda; prints the libraries' folder. Nothing is done that is newer than its sources.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -11,7 +11,7 @@ flock 9
 cxx=${CXX:-g++}
 flags=(-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter
     -Wno-unknown-pragmas -Wno-attributes -march=native -ftls-model=global-dynamic
-    -mtls-dialect=gnu2 -fno-extern-tls-init)
+    -mtls-dialect=gnu2 -fno-extern-tls-init -Ikernels)
 emulation=tests/cuda/emulation
 
 # The source that registers the kernels of one .cu: found where the preprocessor left its mark.
@@ -23,7 +23,7 @@ generate() {
         echo "#include \"../../../$emulation/registry.h\""
         "$cxx" -E -P -std=c++20 -D__CUDACC_RTC__ "-D__global__=KERNEL_MARK" \
             "-D__launch_bounds__(...)=" "-D__device__=" "-D__forceinline__=" "-D__shared__=" \
-            "-D__align__(n)=" -x c++ "$source" 2>/dev/null |
+            "-D__align__(n)=" -Ikernels -x c++ "$source" 2>/dev/null |
             tr '\n' ' ' | grep -oE 'extern "C" KERNEL_MARK void +[A-Za-z0-9_]+\(' |
             sed -E 's/.* ([A-Za-z0-9_]+)\($/\1/' | while read -r kernel; do
             echo "static bool registered_$kernel ="
@@ -54,15 +54,14 @@ compile() {
 
 failed=0
 kernel_objects=()
-for source in kernels/*.cu; do
+for source in kernels/*.cu tests/cuda/checks/*.cu; do
     name=$(basename "$source" .cu)
-    # Kernels for sm_90 alone have a test program of their own.
     generate "$source"
     compile "$out/gen/$name.cc" "$out/obj/kernel_$name.o" -x c++ \
         -include "$emulation/ptx_twin.h" ${VRUST_EMU_PLANT:+-D$VRUST_EMU_PLANT}
     kernel_objects+=("$out/obj/kernel_$name.o")
 done
-for source in tests/cuda/emulation/*.cpp tests/cuda/standin/*.cpp tests/cuda/kernels/*.cpp; do
+for source in tests/cuda/emulation/*.cpp tests/cuda/standin/*.cpp tests/cuda/checks/*.cpp; do
     [ -f "$source" ] || continue
     compile "$source" "$out/obj/$(basename "$(dirname "$source")")_$(basename "$source" .cpp).o"
 done
@@ -89,8 +88,5 @@ link "$out/lib/libnvrtc.so.13" -shared -Wl,-soname,libnvrtc.so.13 "$(object stan
 for library in libcuda.so.1 libcublasLt.so.13 libnvrtc.so.13; do
     ln -sf "$library" "$out/lib/${library%.so*}.so"
 done
-tests=("$out"/obj/kernels_*.o)
-if [ -f "${tests[0]}" ]; then
-    link "$out/kernel_tests" "${tests[@]}" "${kernel_objects[@]}" "$(object emulation_fiber)"
-fi
+link "$out/kernel_checks" "$out"/obj/checks_*.o -ldl -static-libstdc++ -static-libgcc
 case $out in /*) echo "$out/lib" ;; *) echo "$PWD/$out/lib" ;; esac

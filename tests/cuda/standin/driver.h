@@ -81,6 +81,7 @@ struct Options {
   unsigned devices = 1, capability = 90, version = 13000;
   size_t memory = size_t{4} << 30;
   bool lazy = true;
+  bool tight = false;  // allocations end at a guard page to 16 bytes instead of 256
   std::string report;
 };
 

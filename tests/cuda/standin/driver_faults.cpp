@@ -86,6 +86,7 @@ struct Start {
     emu::host_threads = static_cast<unsigned>(number("VRUST_EMU_THREADS", 0));
     o.lazy = number("VRUST_EMU_LAZY", 1) != 0;
     o.memory = number("VRUST_EMU_MEMORY", o.memory);
+    o.tight = number("VRUST_EMU_TIGHT", 0) != 0;
     o.capability = static_cast<unsigned>(number("VRUST_EMU_CC", o.capability));
     o.devices = static_cast<unsigned>(number("VRUST_EMU_DEVICES", o.devices));
     o.version = static_cast<unsigned>(number("VRUST_EMU_DRIVER", o.version));
@@ -126,4 +127,9 @@ EXPORT uint64_t vrust_emu_count(const char* what) {
 EXPORT void vrust_emu_fail(const char* what, uint64_t nth) {
   ENTER_ANY();
   standin::set_fault(what, nth);
+}
+
+EXPORT void vrust_emu_seed(unsigned seed) {
+  ENTER_ANY();
+  emu::seed = seed;
 }

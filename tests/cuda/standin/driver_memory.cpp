@@ -15,6 +15,12 @@ constexpr size_t kPage = 4096;
 // Larger allocations are not filled: that would cost more than the tests.
 constexpr size_t kFillMost = size_t{64} << 20;
 
+// How far the end of an allocation may be from the page behind it.
+size_t padded(size_t bytes) {
+  size_t unit = state().options.tight ? 16 : 256;
+  return (bytes + unit - 1) / unit * unit;
+}
+
 size_t pages_of(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 Result allocate(Pointer* p, size_t bytes) {
@@ -30,8 +36,7 @@ Result allocate(Pointer* p, size_t bytes) {
   char* base = static_cast<char*>(map);
   mprotect(base, kPage, PROT_NONE);
   mprotect(base + kPage + pages, kPage, PROT_NONE);
-  // Its end is up to 255 bytes from the page behind it.
-  char* start = base + kPage + (pages - (bytes + 255) / 256 * 256);
+  char* start = base + kPage + (pages - padded(bytes));
   if (bytes <= kFillMost) std::memset(start, 0xff, bytes);
   *p = reinterpret_cast<Pointer>(start);
   s.allocations[*p] = bytes;
@@ -48,7 +53,7 @@ Result release(Pointer p) {
   drain();
   size_t pages = pages_of(found->second);
   char* start = reinterpret_cast<char*>(p);
-  char* base = start - (pages - (found->second + 255) / 256 * 256) - kPage;
+  char* base = start - (pages - padded(found->second)) - kPage;
   munmap(base, pages + 2 * kPage);
   s.used -= found->second;
   s.allocations.erase(found);
