@@ -85,3 +85,54 @@ CHECK(gemm_rows_are_independent) {
   auto values = all.values();
   c.equal(one, std::vector<float>(values.end() - n, values.end()));
 }
+
+namespace {
+
+void skinny(Check& c, u32 rows, u32 n, u32 k, u32 splits) {
+  Random random(rows + n + k);
+  auto x = random.normals<bf16>(size_t{rows} * k), w = random.normals<bf16>(size_t{n} * k);
+  auto bias = random.normals(n), y = random.normals(size_t{rows} * n);
+  std::vector<float> wide_x, wide_w;
+  for (bf16 v : x) wide_x.push_back(widen(v));
+  for (bf16 v : w) wide_w.push_back(widen(v));
+  auto dx = c.put(x), dw = c.put(w);
+  auto dbias = c.put(bias), partial = c.room<float>(size_t{splits} * rows * n);
+  std::string name = rows <= 8 ? "skinny_gemm_8" : "skinny_gemm_16";
+  for (u32 accumulate : {0u, 1u}) {
+    c.shape(std::to_string(rows) + "x" + std::to_string(n) + "x" + std::to_string(k) + " in " +
+            std::to_string(splits));
+    bool with_bias = accumulate != 0 || splits > 1;
+    auto want = product(wide_x, wide_w, with_bias ? bias : std::vector<float>{},
+                        accumulate ? y : std::vector<float>{}, rows, n, k);
+    auto dy = c.put(y);
+    u64 b = with_bias ? dbias.pointer() : kNull, p = splits > 1 ? partial.pointer() : kNull;
+    c.run(name, {ceil_div(n, 16), splits}, 256, 0, dy, dx, dw, b, p, rows, n, k, accumulate);
+    if (splits > 1) {
+      c.run("skinny_sum", {ceil_div(n, 256), rows}, 256, 0, dy, b, p, splits, n, accumulate);
+    }
+    c.near(dy, want, 2e-5f * std::sqrt(static_cast<float>(k)), 1e-5f);
+  }
+}
+
+}  // namespace
+
+CHECK(gemm_skinny) {
+  const u32 shapes[][4] = {{1, 16, 128, 1},  {1, 1, 8, 1},     {3, 17, 136, 1}, {8, 40, 1024, 1},
+                           {9, 33, 264, 1},  {16, 64, 2048, 1}, {2, 300, 520, 2}, {16, 20, 4104, 5},
+                           {5, 16, 128, 4}};
+  for (auto& s : shapes) skinny(c, s[0], s[1], s[2], s[3]);
+}
+
+// A row is the same to the bit, whatever rows are beside it, also across the two kernels.
+CHECK(gemm_skinny_rows_are_independent) {
+  Random random(5);
+  const u32 rows = 13, n = 24, k = 520;
+  auto x = random.normals<bf16>(rows * k), w = random.normals<bf16>(n * k);
+  auto dw = c.put(w);
+  auto all = c.room<float>(rows * n), one = c.room<float>(n);
+  c.run("skinny_gemm_16", {2, 1}, 256, 0, all, c.put(x), dw, kNull, kNull, rows, n, k, 0u);
+  std::vector<bf16> last(x.end() - k, x.end());
+  c.run("skinny_gemm_8", {2, 1}, 256, 0, one, c.put(last), dw, kNull, kNull, 1u, n, k, 0u);
+  auto values = all.values();
+  c.equal(one, std::vector<float>(values.end() - n, values.end()));
+}
