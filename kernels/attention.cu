@@ -1,8 +1,8 @@
 // Attention of one row over the paged cache, for any head size: the kernel that others are held to.
 //
-// A block of 4 warps takes one query head of one row. Each warp takes every fourth position, with a
-// running maximum and sum; the four results are merged at the end. The order of additions depends on
-// the row's position alone.
+// A block of 4 warps takes one query head of one row. Each warp takes every fourth position, with
+// a running maximum and sum; the four results are merged at the end. The order of additions
+// depends on the row's position alone.
 #include "args.cuh"
 #include "reduce.cuh"
 

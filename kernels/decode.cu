@@ -1,12 +1,12 @@
-// Attention of single rows over the paged bf16 cache on tensor cores, made to read keys and values at
-// the memory's speed.
+// Attention of single rows over the paged bf16 cache on tensor cores, made to read keys and
+// values at the memory's speed.
 //
-// The query heads that share a key-value head are the 16 rows of a tensor-core product, so that keys
-// and values are read once for all of them. A block takes one piece of work (a row and a range of
-// positions) and one group of heads. Each of its warps goes through every WARPS-th tile of 16
-// positions on its own, with two tiles of shared memory: while it computes on one, the other is on its
-// way. At the end the warps' results are merged; a piece that is not the whole row leaves an unscaled
-// partial result, which `attention_merge` puts together.
+// The query heads that share a key-value head are the 16 rows of a tensor-core product, so that
+// keys and values are read once for all of them. A block takes one piece of work (a row and a
+// range of positions) and one group of heads. Each of its warps goes through every WARPS-th tile
+// of 16 positions on its own, with two tiles of shared memory: while it computes on one, the
+// other is on its way. At the end the warps' results are merged; a piece that is not the whole
+// row leaves an unscaled partial result, which `attention_merge` puts together.
 //
 //   shared memory, by warp: [2 stages][keys, values][16 positions][D + 8]; then [16 queries][D + 8]
 #include "tensor.cuh"

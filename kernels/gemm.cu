@@ -1,7 +1,7 @@
 // y = x W^T + bias in f32, tiled through shared memory: exact about its inputs, not made for speed.
 //
-// A block of 256 threads makes a tile of 64 x 64 outputs, a thread 4 x 4 of them. Every output is one
-// sum over k in ascending order, so that a row does not depend on the rows beside it.
+// A block of 256 threads makes a tile of 64 x 64 outputs, a thread 4 x 4 of them. Every output is
+// one sum over k in ascending order, so that a row does not depend on the rows beside it.
 #include "reduce.cuh"
 
 #define TILE 64

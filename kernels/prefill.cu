@@ -1,11 +1,12 @@
 // Attention of many rows over the paged bf16 cache on tensor cores.
 //
-// A block takes one head of up to ROWS consecutive rows of one sequence, a warp 16 of them. Keys and
-// values pass through shared memory in tiles of TILE positions, two of which alternate: the next is on
-// its way while all warps compute on this one. Tiles that no row of the block may see are skipped.
+// A block takes one head of up to ROWS consecutive rows of one sequence, a warp 16 of them. Keys
+// and values pass through shared memory in tiles of TILE positions, two of which alternate: the
+// next is on its way while all warps compute on this one. Tiles that no row of the block may see
+// are skipped.
 //
-//   shared memory: [2 stages][keys, values][TILE][D + 8]; the queries, [ROWS][D + 8], are there before
-//   them, or behind them for large heads
+//   shared memory: [2 stages][keys, values][TILE][D + 8]; the queries, [ROWS][D + 8], are there
+//   before them, or behind them for large heads
 #include "tensor.cuh"
 
 template <int D, class O>

@@ -1,5 +1,5 @@
-// Every instruction that kernels write by hand, as functions. The emulation of tests/cuda has a twin
-// of this file; nothing else holds inline PTX.
+// Every instruction that kernels write by hand, as functions. The emulation of tests/cuda has a
+// twin of this file; nothing else holds inline PTX.
 #ifndef VRUST_PTX_CUH
 #define VRUST_PTX_CUH
 #include "types.cuh"

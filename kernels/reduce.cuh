@@ -27,8 +27,8 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// The block's sum, in every thread. `scratch` has a place for each warp and is free for the next use
-// after one more barrier.
+// The block's sum, in every thread. `scratch` has a place for each warp and is free for the next
+// use after one more barrier.
 __device__ __forceinline__ float block_sum(float x, float* scratch) {
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   x = warp_sum(x);

@@ -1,9 +1,9 @@
 // y = x W^T + bias for at most 16 rows: every weight is read once, so the memory's speed decides.
 //
-// A block of 8 warps makes 16 outputs of each row; the warps share k in pieces of 128. The weights are
-// the tensor core's A and the rows its B. Neither passes through shared memory: a product does not
-// care in which order k is summed, so a lane takes 8 consecutive elements of a row, 16 bytes in one
-// load, and calls them the k that its registers stand for, in A and B alike.
+// A block of 8 warps makes 16 outputs of each row; the warps share k in pieces of 128. The
+// weights are the tensor core's A and the rows its B. Neither passes through shared memory: a
+// product does not care in which order k is summed, so a lane takes 8 consecutive elements of a
+// row, 16 bytes in one load, and calls them the k that its registers stand for, in A and B alike.
 //
 //   registers of lane (g, t): A rows g and g + 8, B column g; each k = 8 t .. 8 t + 7 of 32
 //

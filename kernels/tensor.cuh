@@ -1,7 +1,7 @@
 // What the attention kernels on tensor cores share.
 //
-// An accumulator of m16n8k16 holds, in lane (g, t) = (lane / 4, lane % 4): rows g and g + 8, columns
-// 2 t and 2 t + 1. So a row's maximum and sum need four lanes.
+// An accumulator of m16n8k16 holds, in lane (g, t) = (lane / 4, lane % 4): rows g and g + 8,
+// columns 2 t and 2 t + 1. So a row's maximum and sum need four lanes.
 #ifndef VRUST_TENSOR_CUH
 #define VRUST_TENSOR_CUH
 #include "args.cuh"
@@ -99,8 +99,8 @@ struct Running {
   }
 };
 
-// 16 queries of D elements as fragments: in registers, or, for large heads, taken from rows of shared
-// memory each time.
+// 16 queries of D elements as fragments: in registers, or, for large heads, taken from rows of
+// shared memory each time.
 template <int D, bool kInRegisters>
 struct Queries;
 

@@ -3,16 +3,11 @@
 # build/cuda; prints the libraries' folder. Nothing is done that is newer than its sources.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-out=${VRUST_EMU_BUILD:-build/cuda}
+source tests/cuda/flags.sh
 mkdir -p "$out/gen" "$out/obj" "$out/lib"
 # One at a time: several tests may ask at once.
 exec 9>"$out/lock"
 flock 9
-cxx=${CXX:-g++}
-flags=(-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter
-    -Wno-unknown-pragmas -Wno-attributes -march=native -ftls-model=global-dynamic
-    -mtls-dialect=gnu2 -fno-extern-tls-init -Ikernels)
-emulation=tests/cuda/emulation
 
 # The source that registers the kernels of one .cu: found where the preprocessor left its mark.
 generate() {
@@ -58,10 +53,11 @@ for source in kernels/*.cu tests/cuda/checks/*.cu; do
     name=$(basename "$source" .cu)
     generate "$source"
     compile "$out/gen/$name.cc" "$out/obj/kernel_$name.o" -x c++ \
-        -include "$emulation/ptx_twin.h" ${VRUST_EMU_PLANT:+-D$VRUST_EMU_PLANT}
+        -include "$emulation/ptx_twin.h"
     kernel_objects+=("$out/obj/kernel_$name.o")
 done
-for source in tests/cuda/emulation/*.cpp tests/cuda/standin/*.cpp tests/cuda/checks/*.cpp; do
+for source in tests/cuda/emulation/*.cpp tests/cuda/standin/*.cpp tests/cuda/checks/*.cpp \
+    tests/cuda/driver/*.cpp; do
     [ -f "$source" ] || continue
     compile "$source" "$out/obj/$(basename "$(dirname "$source")")_$(basename "$source" .cpp).o"
 done
@@ -89,4 +85,5 @@ for library in libcuda.so.1 libcublasLt.so.13 libnvrtc.so.13; do
     ln -sf "$library" "$out/lib/${library%.so*}.so"
 done
 link "$out/kernel_checks" "$out"/obj/checks_*.o -ldl -static-libstdc++ -static-libgcc
+link "$out/driver_checks" "$(object driver_driver_checks)" -ldl
 case $out in /*) echo "$out/lib" ;; *) echo "$PWD/$out/lib" ;; esac

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Everything about the CUDA kernels that needs no GPU: each kernel on the host emulation against plain
-# loops, in two schedules; planted mistakes that must be found; the stand-in driver; and each kernel
-# compiled for each architecture, with a look at the machine code.
+# Everything about the CUDA kernels that needs no GPU: each kernel on the host emulation against
+# plain loops, in two schedules; planted mistakes that must be found; the stand-in driver; and
+# each kernel compiled for each architecture, with a look at the machine code.
 #
-#   run.sh [checks | plants | driver | compile]...   (all of them)
+#   run.sh [habits | checks | plants | driver | compile]...   (all of them)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 passed=0
@@ -53,10 +53,32 @@ compile() {
     build/cuda-venv/bin/python tests/cuda/compile.py
 }
 
+# Kernels are the same text on a device and on the host: no conditional but include guards, inline
+# PTX in one header, nothing included from elsewhere; short lines.
+habits() {
+    local bad=0
+    complain() {
+        if [ -n "$2" ]; then
+            printf '%s:\n%s\n' "$1" "$2"
+            bad=$((bad + 1))
+        fi
+    }
+    complain "conditionals" "$(grep -nE '^ *# *(if|elif|else)' kernels/*.cu kernels/*.cuh |
+        grep -vE '\.cuh:[0-9]+:#ifndef VRUST_[A-Z0-9_]+_CUH$' || true)"
+    complain "PTX outside of ptx.cuh" "$(grep -nE '\basm\b' kernels/*.cu \
+        $(ls kernels/*.cuh | grep -v /ptx.cuh) || true)"
+    complain "includes" "$(grep -nE '# *include' kernels/*.cu kernels/*.cuh |
+        grep -vE '#include "[a-z0-9_]+\.cuh"$' || true)"
+    complain "lines of more than 100 characters" "$(grep -nE '^.{101}' kernels/*.cu \
+        kernels/*.cuh tests/cuda/*/*.cu || true)"
+    echo "$((4 - bad)) passed, $bad failed"
+}
+
 mkdir -p build/cuda
 tests/cuda/build.sh >/dev/null
-for what in ${*:-checks plants driver compile}; do
+for what in ${*:-habits checks plants driver compile}; do
     case $what in
+        habits) stage habits habits ;;
         checks) stage checks checks ;;
         plants) stage plants tests/cuda/plants.sh ;;
         driver) stage driver build/cuda/driver_checks build/cuda/lib ;;

@@ -65,8 +65,8 @@ const char* suffix() {
 constexpr float kAbsolute = 0.02f;
 
 template <class O>
-void decode(Check& c, Heads h, u32 block_size, u32 split, const How& how) {
-  Batch batch({{0, 1}, {block_size - 1, 1}, {block_size, 1}, {130, 1}, {0, 0}, {63, 1}},
+void decode(Check& c, Heads h, u32 block_size, u32 split, const How& how, u32 longest = 130) {
+  Batch batch({{0, 1}, {block_size - 1, 1}, {block_size, 1}, {longest, 1}, {0, 0}, {63, 1}},
               block_size, h.head_dim);
   Scene<O> s(c, h, block_size, how, batch);
   std::vector<Work> work, merges;
@@ -138,6 +138,9 @@ CHECK(decode_variants) {
   for (const How& how : kHows) {
     for (u32 block_size : {8u, 16u, 40u}) decode<float>(c, {8, 2, 64}, block_size, 48, how);
   }
+  // Pieces long enough for the two stages to alternate in every warp.
+  for (u32 block_size : {8u, 24u}) decode<bf16>(c, {4, 1, 64}, block_size, 512, {}, 300);
+  decode<float>(c, {4, 1, 128}, 16, 144, {200, 0, true}, 290);
   // Groups of one head, of seven, and of more than the tensor core has rows.
   decode<float>(c, {2, 2, 64}, 16, 64, {});
   decode<float>(c, {7, 1, 64}, 16, 16, {});

@@ -64,7 +64,8 @@ class Check {
     return Buffer<T>(device, junk);
   }
   template <class... A>
-  void run(const std::string& kernel, Grid grid, unsigned block, unsigned shared, const A&... args) {
+  void run(const std::string& kernel, Grid grid, unsigned block, unsigned shared,
+           const A&... args) {
     auto values = std::make_tuple(argument(args)...);
     std::apply(
         [&](auto&... each) {

@@ -168,8 +168,8 @@ void Device::seed(unsigned value) const {
 uint64_t Device::allocate(size_t bytes) {
   unsigned long long p = 0;
   // An empty buffer has a valid address all the same.
-  check(symbol<int (*)(unsigned long long*, size_t)>("cuMemAlloc_v2")(&p, std::max<size_t>(bytes, 16)),
-        "cuMemAlloc");
+  auto make = symbol<int (*)(unsigned long long*, size_t)>("cuMemAlloc_v2");
+  check(make(&p, std::max<size_t>(bytes, 16)), "cuMemAlloc");
   return p;
 }
 

@@ -97,8 +97,8 @@ bool run_warp(Block& b, unsigned warp, std::vector<unsigned>& order, Random* ran
 }
 
 void report_deadlock(const Block& b) {
-  std::fprintf(stderr, "emulation: deadlock in %s, block (%u,%u,%u):", b.kernel, b.index.x, b.index.y,
-               b.index.z);
+  std::fprintf(stderr, "emulation: deadlock in %s, block (%u,%u,%u):", b.kernel, b.index.x,
+               b.index.y, b.index.z);
   for (const Fiber& f : b.fibers) {
     if (!f.done) std::fprintf(stderr, " %u:%s", f.warp * 32 + f.lane, f.why);
   }

@@ -1,8 +1,8 @@
 // Runs the threads of a CUDA block on the host: one fiber a thread, switched by hand.
 //
-// A fiber runs until it waits (a barrier, a collective of its warp, an mbarrier); then the next one
-// runs. With a seed of 0 warps and lanes run in order, else in an order that the seed decides, which
-// finds most missing barriers. Blocks are spread over host threads.
+// A fiber runs until it waits (a barrier, a collective of its warp, an mbarrier); then the next
+// one runs. With a seed of 0 warps and lanes run in order, else in an order that the seed
+// decides, which finds most missing barriers. Blocks are spread over host threads.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -90,8 +90,8 @@ inline unsigned host_threads = 0;  // 0: all cores
 void yield();
 // Waits while `phase == value`.
 void wait_on(const unsigned& phase, unsigned value, const char* why);
-// Arrives at barrier `id` of `expected` threads (0: all that are alive) and waits for it; returns the
-// set that holds its results.
+// Arrives at barrier `id` of `expected` threads (0: all that are alive) and waits for it; returns
+// the set that holds its results.
 unsigned arrive_and_wait(unsigned id, unsigned expected, int predicate, const char* why);
 void arrive(unsigned id, unsigned expected);
 

@@ -1,5 +1,5 @@
-// A libcuda whose device is the host: the part of the driver's interface that vrust and cudarc call,
-// over the emulation. Its own state is here; the functions stand in driver_*.cpp by topic.
+// A libcuda whose device is the host: the part of the driver's interface that vrust and cudarc
+// call, over the emulation. Its own state is here; the functions stand in driver_*.cpp by topic.
 //
 // Work is kept in one queue, in the order of the calls, and runs when somebody waits: a caller that
 // reads too early sees what it would see on a device. Errors can be asked for (driver_faults.cpp).

@@ -1,5 +1,5 @@
-// Memory: each allocation has pages around it that nobody may touch, so that a kernel that runs past
-// it faults.
+// Memory: each allocation has pages around it that nobody may touch, so that a kernel that runs
+// past it faults.
 #include <sys/mman.h>
 
 #include <cstdlib>

@@ -1,4 +1,5 @@
 // Streams, events, captures and graphs.
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 
@@ -60,7 +61,8 @@ Result standin::enqueue(void* handle, Operation operation) {
   return kSuccess;
 }
 
-// For the other stand-ins: work as a function and its data, which `drop` frees when nobody needs it.
+// For the other stand-ins: work as a function and its data, which `drop` frees when nobody needs
+// it.
 EXPORT Result vrust_emu_enqueue(void* stream, void (*run)(void*), void (*drop)(void*),
                                 void* data) {
   ENTER_CONTEXT();
@@ -209,9 +211,8 @@ EXPORT Result cuStreamEndCapture(void* stream, void** graph) {
     if (other->capture == capture) other->capture = nullptr;
   }
   s->began = false;
-  for (size_t i = 0; i < open_captures.size(); i++) {
-    if (open_captures[i] == capture) open_captures.erase(open_captures.begin() + static_cast<long>(i));
-  }
+  auto& open = open_captures;
+  open.erase(std::remove(open.begin(), open.end(), capture), open.end());
   if (capture->invalid) return kCaptureInvalidated;
   if (state().lost) return kLaunchFailed;
   Graph* g = new Graph{std::move(capture->operations)};

@@ -139,7 +139,8 @@ EXPORT int nvrtcCompileProgram(void* program, int count, const char* const* opti
   std::sregex_iterator end;
   for (std::sregex_iterator i(p->source.begin(), p->source.end(), include); i != end; ++i) {
     if (!p->headers.count((*i)[1].str())) {
-      p->log = p->name + ": catastrophic error: cannot open source file \"" + (*i)[1].str() + "\"\n";
+      std::string file = (*i)[1].str();
+      p->log = p->name + ": catastrophic error: cannot open source file \"" + file + "\"\n";
       return kCompilation;
     }
   }
