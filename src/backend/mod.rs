@@ -16,6 +16,8 @@
 //! element type, so that quantized schemes and shards need no new op.
 
 pub mod cpu;
+#[allow(unsafe_code, reason = "the driver and its libraries are C, and device memory is raw")]
+pub mod cuda;
 pub mod reference;
 
 use std::ops::Range;
@@ -204,7 +206,7 @@ impl Heads {
 }
 
 /// What happens to queries and keys before they are cached and used.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RopeWrite {
     /// Head counts.
     pub heads: Heads,
@@ -216,7 +218,7 @@ pub struct RopeWrite {
 }
 
 /// How queries attend.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
     /// Head counts.
     pub heads: Heads,
@@ -299,6 +301,11 @@ pub trait Backend {
     fn activation(&mut self, width: usize) -> ActId;
     /// Bytes of one block over all layers and groups.
     fn kv_block_bytes(&self, spec: &KvSpec) -> usize;
+    /// Bytes that a device has for the KV cache, beside the weights and what steps within `limits`
+    /// need; `None` where the cache lies in the process's own memory.
+    fn kv_memory(&self, _limits: &StepLimits, _kv: &KvSpec) -> Result<Option<u64>> {
+        Ok(None)
+    }
     /// Allocates activations, scratch and a KV cache of `num_blocks` blocks (the null block
     /// included). Called once, after the model is loaded.
     fn allocate(&mut self, limits: StepLimits, kv: &KvSpec, num_blocks: usize) -> Result<()>;

@@ -1,0 +1,193 @@
+//! A step from its input to the end: staged, launched or replayed, waited for.
+
+use super::CudaBackend;
+use super::driver::Grid;
+use super::graphs::{Graphs, Plan};
+use super::launch::{Launcher, product_size};
+use super::op::Op;
+use super::step::Layout;
+use crate::backend::{ActId, LinearId, StepInput};
+use crate::error::Result;
+use crate::ids::BlockId;
+
+impl CudaBackend {
+    /// Takes the step's input.
+    pub(super) fn begin(&mut self, input: &StepInput<'_>) {
+        self.check_input(input);
+        if self.step.in_flight {
+            // A step that nobody waited for may still read its input. If it failed, so will this
+            // one: the driver's errors of that kind stay.
+            let _ = self.wait();
+        }
+        let limits = self.limits.expect("check_input saw that allocate was called");
+        let groups = self.kv_pool().num_groups;
+        let tokens = input.token_ids.len();
+        let is_decode = self.options.graphs
+            && tokens > 0
+            && input.seqs.len() == tokens
+            && tokens <= limits.max_seqs;
+        let layout = match is_decode {
+            true => {
+                let size = Graphs::batch_size(tokens);
+                Layout::new(&limits, groups, size, size)
+            }
+            false => Layout::new(&limits, groups, tokens, input.seqs.len()),
+        };
+        let memory = self.memory.as_mut().expect("check_input saw that allocate was called");
+        memory.staging.write(&layout, input);
+        let step = &mut self.step;
+        step.layout = layout;
+        step.num_tokens = tokens;
+        step.is_decode = is_decode;
+        step.tables.clear();
+        step.tables.extend(input.block_tables.iter().map(Vec::len));
+        step.copies.clear();
+        step.copies.extend_from_slice(input.block_copies);
+        step.ops.clear();
+        step.logits = None;
+        step.is_new = true;
+        self.counters.steps += 1;
+    }
+
+    fn check_input(&self, input: &StepInput<'_>) {
+        let limits = self.limits.expect("the engine allocates before the first step");
+        let (tokens, kv) = (input.token_ids.len(), self.kv_pool());
+        assert!(tokens <= limits.max_tokens, "a step has at most max_tokens rows");
+        assert!(input.seqs.len() <= limits.max_seqs, "a step has at most max_seqs sequences");
+        assert_eq!(input.positions.len(), tokens, "each row has a position");
+        let last = input.positions.iter().copied().max().unwrap_or(0) as usize;
+        let covered = self.ropes.iter().all(|rope| last < rope.max_positions);
+        assert!(covered, "the tables of rotations cover the positions");
+        for (table, slots) in input.block_tables.iter().zip(input.slot_mapping) {
+            assert!(table.len() <= limits.max_block_table, "the block table is within its limit");
+            assert!(table.iter().all(|b| b.index() < kv.num_blocks), "blocks are the pool's");
+            assert_eq!(slots.len(), tokens, "each row has a slot");
+            let end = (kv.num_blocks * kv.block_size) as u64;
+            assert!(slots.iter().all(|&slot| slot < end), "slots are within the pool");
+        }
+    }
+
+    /// Launches what was described and is not yet launched.
+    pub(super) fn run(&mut self) -> Result<()> {
+        let mut ops = std::mem::take(&mut self.step.ops);
+        let ran = self.run_ops(&ops);
+        ops.clear();
+        self.step.ops = ops;
+        ran
+    }
+
+    fn run_ops(&mut self, ops: &[Op]) -> Result<()> {
+        self.step.in_flight = true;
+        if std::mem::take(&mut self.step.is_new) {
+            self.copy_blocks()?;
+            let layout = &self.step.layout;
+            self.step_memory().staging.copy(&self.stream, layout, &self.step.tables)?;
+        }
+        if ops.is_empty() || self.step.layout.rows == 0 {
+            return Ok(());
+        }
+        self.prepare(ops)?;
+        if !self.step.is_decode {
+            return self.launch(ops);
+        }
+        let size = self.step.layout.rows;
+        match self.graphs.plan(size, ops) {
+            Plan::Replay(graph) => self.stream.launch_graph(graph),
+            Plan::Launch => self.launch(ops),
+            Plan::Capture => {
+                let graph = self.stream.capture(|| self.launch(ops))?;
+                self.stream.launch_graph(&graph)?;
+                self.graphs.insert(size, graph);
+                Ok(())
+            }
+        }
+    }
+
+    fn launch(&self, ops: &[Op]) -> Result<()> {
+        let mut launcher = Launcher::new(self, self.step.layout);
+        (0..ops.len()).try_for_each(|at| launcher.launch(ops, at))
+    }
+
+    /// Chooses algorithms before anything is launched or captured.
+    fn prepare(&mut self, ops: &[Op]) -> Result<()> {
+        let Some(gemm) = &mut self.gemm else { return Ok(()) };
+        for op in ops {
+            if let Op::Linear { weight, .. } = *op {
+                let linear = &self.linears[weight.0 as usize];
+                gemm.prepare(product_size(linear, self.step.layout.rows))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// In the order given: a source may be an earlier copy's destination.
+    fn copy_blocks(&self) -> Result<()> {
+        let kv = self.kv_pool();
+        for copy in &self.step.copies {
+            let (from, to) = (kv.block(copy.source.index()), kv.block(copy.destination.index()));
+            if from != to {
+                // SAFETY: two blocks of the pool, which do not overlap.
+                unsafe { self.stream.copy_on_device(to, from, kv.block_bytes)? };
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes the logits that were asked for last, and waits until they are on the host.
+    pub(super) fn run_logits(&mut self, head: LinearId, x: ActId) -> Result<()> {
+        let (head, count) = (*self.linear_of(head), self.step.logits_rows.len());
+        if count == 0 {
+            return self.wait();
+        }
+        let tokens = self.step.num_tokens;
+        let known = self.step.logits_rows.iter().all(|&row| (row as usize) < tokens);
+        assert!(known, "logits are asked for of the step's rows");
+        if let Some(gemm) = &mut self.gemm {
+            gemm.prepare(product_size(&head, count))?;
+        }
+        self.step.in_flight = true;
+        let memory = self.memory.as_mut().expect("the engine allocates before the first step");
+        let rows = self.step.logits_rows.iter().copied();
+        let rows = memory.staging.copy_list(&self.stream, rows)?;
+        Launcher::new(self, self.step.layout).logits(&head, x, rows, count)?;
+        let memory = self.memory.as_mut().expect("the engine allocates before the first step");
+        let bytes = count * head.rows * size_of::<f32>();
+        // SAFETY: the logits are `[count, head.rows]`, and read after the stream was waited for.
+        unsafe { self.stream.copy_to_host(&mut memory.logits_host, memory.logits, bytes)? };
+        self.wait()
+    }
+
+    /// Waits until everything has run.
+    pub(super) fn wait(&mut self) -> Result<()> {
+        self.step.in_flight = false;
+        self.stream.synchronize()
+    }
+
+    /// Fills blocks with a value, and waits.
+    pub(super) fn fill(&mut self, blocks: &[BlockId], value: f32) -> Result<()> {
+        self.wait()?;
+        let kv = self.kv_pool();
+        let (pool, elements, end) = (kv.memory, kv.block_elements as u64, kv.num_blocks);
+        let known = blocks.iter().all(|block| block.index() < end);
+        assert!(known, "blocks are the pool's");
+        let limits = self.limits.expect("the engine allocates before it fills blocks");
+        let kernel = self.kernels.fill_blocks;
+        for chunk in blocks.chunks(limits.max_logits_rows.max(1)) {
+            let memory = self.memory.as_mut().expect("the engine allocates before it fills blocks");
+            let list = chunk.iter().map(|block| block.0);
+            let list = memory.staging.copy_list(&self.stream, list)?;
+            let mut params = [
+                std::ptr::from_ref(&pool).cast_mut().cast(),
+                std::ptr::from_ref(&list).cast_mut().cast(),
+                std::ptr::from_ref(&elements).cast_mut().cast(),
+                std::ptr::from_ref(&value).cast_mut().cast(),
+            ];
+            // SAFETY: every block is one of the pool's.
+            unsafe {
+                self.stream.launch(kernel, Grid::new(64, chunk.len(), 256), &mut params)?;
+            }
+            self.wait()?;
+        }
+        Ok(())
+    }
+}
