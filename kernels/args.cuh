@@ -49,4 +49,30 @@ struct Attention {
   float scale, softcap;
 };
 
+// How the token of one row is chosen.
+struct SampleRow {
+  u64 seed;
+  u32 position;  // of the new token in its sequence
+  float temperature;  // 0: the most likely
+  u32 top_k;          // 0: off
+  float top_p;        // 1: off
+  float ln_min_p;     // -infinity: off
+  u32 edits, num_edits;  // a range of all edits
+  u32 seen, num_seen;    // a range of all tokens seen
+  float repetition, frequency, presence;
+  u32 allowed;  // which mask; NONE: every token may be chosen
+  u32 unused;
+};
+
+// Added to a token's logit; -infinity hides it.
+struct Edit {
+  u32 token;
+  float add;
+};
+
+// A token of the prompt or the output, with its occurrences in the output.
+struct Seen {
+  u32 token, count;
+};
+
 #endif

@@ -1,5 +1,5 @@
-// One kernel for each wrapper of ptx.cuh, so that a device's instructions and their twins on the host
-// can be held to the same results. One warp each.
+// One kernel for each wrapper of ptx.cuh, so that a device's instructions and their twins on the
+// host can be held to the same results. One warp each.
 #include "reduce.cuh"
 
 extern "C" __global__ void wrap_convert(bf16* rounded, u32* packed, float* widened, const float* x,
