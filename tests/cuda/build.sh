@@ -57,7 +57,7 @@ for source in kernels/*.cu tests/cuda/checks/*.cu; do
     kernel_objects+=("$out/obj/kernel_$name.o")
 done
 for source in tests/cuda/emulation/*.cpp tests/cuda/standin/*.cpp tests/cuda/checks/*.cpp \
-    tests/cuda/driver/*.cpp; do
+    tests/cuda/driver/*.cpp tests/cuda/bench/*.cpp; do
     [ -f "$source" ] || continue
     compile "$source" "$out/obj/$(basename "$(dirname "$source")")_$(basename "$source" .cpp).o"
 done
@@ -85,5 +85,8 @@ for library in libcuda.so.1 libcublasLt.so.13 libnvrtc.so.13; do
     ln -sf "$library" "$out/lib/${library%.so*}.so"
 done
 link "$out/kernel_checks" "$out"/obj/checks_*.o -ldl -static-libstdc++ -static-libgcc
+link "$out/kernel_bench" "$(object bench_kernel_bench)" "$(object checks_device)" \
+    "$(object checks_check)" -ldl \
+    -static-libstdc++ -static-libgcc
 link "$out/driver_checks" "$(object driver_driver_checks)" -ldl
 case $out in /*) echo "$out/lib" ;; *) echo "$PWD/$out/lib" ;; esac

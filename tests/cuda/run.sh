@@ -30,7 +30,8 @@ stage() {
 
 checks() {
     VRUST_EMU_TIGHT=1 VRUST_EMU_LAZY=0 build/cuda/kernel_checks \
-        --cuda build/cuda/lib/libcuda.so.1 --nvrtc build/cuda/lib/libnvrtc.so.13 "$@"
+        --cuda build/cuda/lib/libcuda.so.1 --nvrtc build/cuda/lib/libnvrtc.so.13 \
+        --record build/cuda/recorded.bin
 }
 
 # The wheels that hold NVRTC and cuobjdump, once.

@@ -47,9 +47,25 @@ class Random {
   uint64_t state_;
 };
 
+// What checks gave on one device, kept in a file, for comparison with another device.
+class Record {
+ public:
+  // Both may be empty: nothing is written, nothing is compared.
+  Record(const std::string& write, const std::string& read);
+  // The next array of the check `name`; what the other device gave, or null.
+  const std::vector<float>* next(const std::string& name, const std::vector<float>& values);
+  void save() const;
+
+ private:
+  std::string path_;
+  std::map<std::string, std::vector<float>> written_, read_;
+  std::map<std::string, int> places_;
+};
+
 class Check {
  public:
-  explicit Check(Device& device) : device(device) {}
+  Check(Device& device, std::string name, Record* record)
+      : device(device), name_(std::move(name)), record_(record) {}
 
   Device& device;
 
@@ -109,8 +125,11 @@ class Check {
              void** parameters);
   void compare(const std::vector<float>& got, const std::vector<float>& want, float absolute,
                float relative);
+  void hold(const std::vector<float>& got, const std::vector<float>& want, float absolute,
+            float relative, const char* which);
   void note(const void* data, size_t bytes);
-  std::string shape_, kernel_;
+  std::string shape_, kernel_, name_;
+  Record* record_;
 };
 
 struct Entry {

@@ -1,7 +1,7 @@
 // Runs every check on a device: the stand-in, in several schedules, or a real one.
 //
 //   kernel_checks --cuda libcuda.so.1 --nvrtc libnvrtc.so.13 [--sources kernels] [--only text]
-//                 [--seeds 0,7]
+//                 [--seeds 0,7] [--record file] [--against file]
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -14,7 +14,7 @@
 namespace {
 
 struct Options {
-  std::string cuda = "libcuda.so.1", nvrtc = "libnvrtc.so.13", only;
+  std::string cuda = "libcuda.so.1", nvrtc = "libnvrtc.so.13", only, record, against;
   std::vector<std::string> sources;
   std::vector<unsigned> seeds = {0, 7};
 };
@@ -38,6 +38,10 @@ bool parse(int argc, char** argv, Options& o) {
       o.sources = split(value);
     } else if (key == "--only") {
       o.only = value;
+    } else if (key == "--record") {
+      o.record = value;
+    } else if (key == "--against") {
+      o.against = value;
     } else if (key == "--seeds") {
       o.seeds.clear();
       for (const auto& s : split(value)) {
@@ -62,8 +66,9 @@ struct Totals {
   std::map<std::string, uint64_t> digests;
 };
 
-void run_entry(Device& device, const Entry& entry, unsigned seed, Totals& totals) {
-  Check check(device);
+void run_entry(Device& device, const Entry& entry, unsigned seed, Totals& totals,
+               Record* record) {
+  Check check(device, entry.name, record);
   double began = now();
   device.seed(seed);
   try {
@@ -96,12 +101,14 @@ int run(const Options& o) {
   std::vector<unsigned> seeds = o.seeds;
   if (!device.emulated()) seeds.resize(1);
   Totals totals;
+  Record record(o.record, o.against);
   for (unsigned seed : seeds) {
     for (const Entry& entry : entries()) {
       if (std::string(entry.name).find(o.only) == std::string::npos) continue;
-      run_entry(device, entry, seed, totals);
+      run_entry(device, entry, seed, totals, seed == seeds[0] ? &record : nullptr);
     }
   }
+  record.save();
   if (o.only.empty()) {
     for (const auto& kernel : device.kernels()) {
       if (totals.kernels.count(kernel)) continue;
@@ -121,7 +128,7 @@ int main(int argc, char** argv) {
   Options options;
   if (!parse(argc, argv, options)) {
     std::fprintf(stderr, "usage: kernel_checks [--cuda F] [--nvrtc F] [--sources A,B] "
-                         "[--only TEXT] [--seeds 0,7]\n");
+                         "[--only TEXT] [--seeds 0,7] [--record F] [--against F]\n");
     return 2;
   }
   try {
