@@ -165,6 +165,9 @@ pub struct EngineOptions {
     pub gpu_memory_utilization: f64,
     /// Does without CUDA graphs. Default false.
     pub enforce_eager: bool,
+    /// On a GPU in bfloat16: only kernels whose result for a row does not depend on what else runs,
+    /// at the cost of speed. Everywhere else that is so anyway. Default false.
+    pub batch_invariant: bool,
     /// Compute threads; one for each core that the process may use when absent.
     pub cpu_threads: Option<usize>,
     /// Instruction path; the best one when absent.
@@ -206,6 +209,7 @@ impl EngineOptions {
             device: Device::Auto,
             gpu_memory_utilization: 0.9,
             enforce_eager: false,
+            batch_invariant: false,
             cpu_threads: None,
             cpu_isa: None,
             cpu_pin_threads: false,

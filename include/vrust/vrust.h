@@ -321,7 +321,9 @@ typedef struct VrustEngineOptions {
   /// for this model, else the CPU; "cpu"; "cuda" or "cuda:N": that one of the GPUs which the
   /// driver shows, an error if it cannot be had), gpu_memory_utilization (share of a GPU's
   /// memory, as far as it is free at the start, that may be used: above 0, at most 1; 0.9),
-  /// enforce_eager (no CUDA graphs), num_kv_blocks, served_model_name (the metrics' model_name;
+  /// enforce_eager (no CUDA graphs), batch_invariant (on a GPU in bfloat16: a request's tokens do
+  /// not depend on what else runs, at the cost of speed; everywhere else they never do),
+  /// num_kv_blocks, served_model_name (the metrics' model_name;
   /// `model` when absent), quantization ("int8": weights in 8 bits with one scale an output,
   /// "int4": in 4 bits with one scale for each 32 inputs; rounded when they are loaded; inputs
   /// of layers in 8 bits; "none", the default), cpu_isa ("avx512_bf16", "avx512", "avx2",

@@ -76,6 +76,7 @@ fn cuda(options: &EngineOptions, compute: ComputeType, ordinal: u32) -> Result<B
         ordinal,
         memory_utilization: options.gpu_memory_utilization,
         graphs: !options.enforce_eager,
+        batch_invariant: options.batch_invariant,
     })?))
 }
 

@@ -61,7 +61,9 @@ pub struct VrustEngineOptions {
     /// for this model, else the CPU; "cpu"; "cuda" or "cuda:N": that one of the GPUs which the
     /// driver shows, an error if it cannot be had), gpu_memory_utilization (share of a GPU's
     /// memory, as far as it is free at the start, that may be used: above 0, at most 1; 0.9),
-    /// enforce_eager (no CUDA graphs), num_kv_blocks, served_model_name (the metrics' model_name;
+    /// enforce_eager (no CUDA graphs), batch_invariant (on a GPU in bfloat16: a request's tokens do
+    /// not depend on what else runs, at the cost of speed; everywhere else they never do),
+    /// num_kv_blocks, served_model_name (the metrics' model_name;
     /// `model` when absent), quantization ("int8": weights in 8 bits with one scale an output,
     /// "int4": in 4 bits with one scale for each 32 inputs; rounded when they are loaded; inputs
     /// of layers in 8 bits; "none", the default), cpu_isa ("avx512_bf16", "avx512", "avx2",
@@ -257,6 +259,7 @@ fn set_extra(options: &mut EngineOptions, extra: &Map<String, Value>) -> Result<
                 options.gpu_memory_utilization = json::double(value, key)?;
             }
             "enforce_eager" => options.enforce_eager = json::boolean(value, key)?,
+            "batch_invariant" => options.batch_invariant = json::boolean(value, key)?,
             "num_kv_blocks" => options.num_kv_blocks = Some(json::integer(value, key)?),
             "served_model_name" => {
                 options.served_model_name = Some(json::string(value, key)?.to_owned());

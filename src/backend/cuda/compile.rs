@@ -238,6 +238,7 @@ fn write_cached(file: &Path, cubin: &[u8]) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::kernels;
     use super::*;
 
     fn compiler<'a>(headers: &'a [Source], arch: &str, version: (c_int, c_int)) -> Compiler<'a> {
@@ -261,6 +262,19 @@ mod tests {
             compiler(&headers, "sm_90a", (13, 0)).key(&source("a.cu", "void g() {}")),
         ];
         assert!(others.iter().all(|other| *other != key));
+    }
+
+    /// By the real NVRTC, which need not be on a machine of the tests.
+    #[test]
+    #[ignore = "needs NVRTC: VRUST_CUDA_LIB_DIR=site-packages/nvidia/cu13/lib"]
+    fn nvrtc_makes_a_cubin_of_every_program() {
+        for (capability, arch) in [((8, 0), "sm_80"), ((9, 0), "sm_90a"), ((12, 0), "sm_120")] {
+            let name = arch.to_owned();
+            let device = Device { handle: 0, name, capability, driver: 13_000, multiprocessors: 1 };
+            assert_eq!(device.architecture(), arch);
+            let cubins = compile(kernels::PROGRAMS, kernels::HEADERS, &device).unwrap();
+            assert!(cubins.iter().all(|cubin| cubin.starts_with(b"\x7fELF")));
+        }
     }
 
     #[test]

@@ -145,6 +145,18 @@ impl Drop for Pinned {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Function(sys::CUfunction);
 
+impl Function {
+    /// Lets launches have `bytes` of dynamic shared memory: beyond 48 KiB they must be asked for.
+    pub(super) fn allow_shared(self, bytes: u32) -> Result<()> {
+        let attribute =
+            sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function's module is loaded.
+        check("cuFuncSetAttribute", unsafe {
+            sys::cuFuncSetAttribute(self.0, attribute, bytes as c_int)
+        })
+    }
+}
+
 /// A loaded cubin.
 pub(super) struct Module(sys::CUmodule);
 

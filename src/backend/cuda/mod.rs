@@ -12,6 +12,7 @@
 //! where the step is a decode of a size seen before. Nothing is allocated on the device after
 //! `allocate`. The primary context is shared with the host and never reset.
 
+mod attention;
 mod compile;
 mod driver;
 mod gemm;
@@ -24,10 +25,13 @@ mod linear;
 mod memory;
 mod op;
 mod probe;
+mod product;
+mod room;
 mod rows;
 mod run;
 mod step;
 mod upload;
+mod work;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -36,7 +40,7 @@ use crate::ids::{BlockCopy, BlockId};
 
 use super::{
     ActId, Activation, Attention, Backend, BackendCounters, ComputeType, KvSpec, LinearId,
-    LinearRole, LinearSpec, RopeId, RopeSpec, RopeWrite, StepInput, StepLimits, VectorId,
+    LinearRole, LinearSpec, RopeId, RopeSpec, RopeWrite, SeqInput, StepInput, StepLimits, VectorId,
 };
 
 use driver::{Context, DevicePtr, Pinned, Stream};
@@ -50,6 +54,7 @@ use op::Op;
 use probe::Device;
 use step::{Layout, Staging};
 use upload::Uploader;
+use work::WorkLists;
 
 /// What a CUDA backend is made with.
 #[derive(Clone, Copy, Debug)]
@@ -62,12 +67,15 @@ pub struct CudaOptions {
     pub memory_utilization: f64,
     /// Replays decode steps as CUDA graphs.
     pub graphs: bool,
+    /// Uses only kernels whose result for a row does not depend on what else the step computes,
+    /// nor on how a prompt is cut. In float32 all are of that kind.
+    pub batch_invariant: bool,
 }
 
 impl CudaOptions {
     /// Device 0, nine tenths of its memory, graphs.
     pub fn new(compute: ComputeType) -> Self {
-        Self { compute, ordinal: 0, memory_utilization: 0.9, graphs: true }
+        Self { compute, ordinal: 0, memory_utilization: 0.9, graphs: true, batch_invariant: false }
     }
 }
 
@@ -97,6 +105,7 @@ pub struct CudaBackend {
     kv: Option<KvPool>,
     limits: Option<StepLimits>,
     step: Step,
+    work: WorkLists,
     counters: BackendCounters,
 }
 
@@ -139,6 +148,8 @@ struct StepMemory {
     gathered: DevicePtr,
     /// `[max_logits_rows, vocabulary]`.
     logits: DevicePtr,
+    /// Partial sums of products, and partial results of attention.
+    partial: DevicePtr,
     /// As `logits`, on the host.
     logits_host: Pinned,
 }
@@ -153,6 +164,7 @@ struct Step {
     is_decode: bool,
     /// Lengths of the block tables.
     tables: Vec<usize>,
+    seqs: Vec<SeqInput>,
     copies: Vec<BlockCopy>,
     /// Described, not yet launched.
     ops: Vec<Op>,
@@ -212,6 +224,7 @@ impl CudaBackend {
             kv: None,
             limits: None,
             step: Step::default(),
+            work: WorkLists::default(),
             counters: BackendCounters::default(),
         })
     }
@@ -245,34 +258,6 @@ impl CudaBackend {
             compute: self.options.compute,
         }
     }
-
-    /// The layout of the largest step.
-    fn largest_layout(limits: &StepLimits, groups: usize) -> Layout {
-        let rows = gemm::padded_rows(limits.max_tokens);
-        Layout::new(limits, groups, rows, Graphs::batch_size(limits.max_seqs))
-    }
-
-    /// Bytes of each part of the memory of steps: activations in order, then those of
-    /// `StepMemory` in order.
-    fn step_bytes(&self, limits: &StepLimits, groups: usize) -> Option<Vec<usize>> {
-        let rows = gemm::padded_rows(limits.max_tokens);
-        let logits_rows = gemm::padded_rows(limits.max_logits_rows);
-        let matrix = |rows: usize, width: usize, element: usize| {
-            rows.checked_mul(width)?.checked_mul(element).and_then(memory::aligned)
-        };
-        let mut bytes = Vec::new();
-        for activation in &self.activations {
-            bytes.push(matrix(rows, activation.width, 4)?);
-        }
-        bytes.push(matrix(Self::largest_layout(limits, groups).end(), 1, 4)?);
-        bytes.push(match self.compute() {
-            ComputeType::F32 => memory::ALIGNMENT,
-            ComputeType::Bf16 => matrix(rows, self.widest.input, 2)?,
-        });
-        bytes.push(matrix(logits_rows, self.widest.input, 4)?);
-        bytes.push(matrix(logits_rows, self.widest.vocabulary, 4)?);
-        Some(bytes)
-    }
 }
 
 impl Drop for CudaBackend {
@@ -295,6 +280,16 @@ impl Backend for CudaBackend {
     fn pack_linear(&mut self, spec: LinearSpec) -> Result<LinearId> {
         let role = spec.role;
         let linear = self.packer().pack(spec)?;
+        let invariant = self.options.batch_invariant && self.compute() == ComputeType::Bf16;
+        if invariant && !linear.cols.is_multiple_of(8) {
+            let message = format!(
+                "batch_invariant: a layer with {} inputs; in bfloat16 on CUDA they must be a \
+                 multiple of 8",
+                linear.cols
+            );
+            let error = Error::new(ErrorKind::Unsupported, message);
+            return Err(error.with("field", "batch_invariant"));
+        }
         if role == LinearRole::Vocabulary {
             self.widest.vocabulary = self.widest.vocabulary.max(linear.rows);
         }
@@ -336,47 +331,11 @@ impl Backend for CudaBackend {
     }
 
     fn kv_memory(&self, limits: &StepLimits, kv: &KvSpec) -> Result<Option<u64>> {
-        let bytes = self.step_bytes(limits, kv.groups.len());
-        let bytes = bytes.ok_or_else(|| memory::too_large("a step's memory"))?;
-        let steps: u64 = bytes.iter().map(|&bytes| bytes as u64).sum();
-        let budget = (self.free_at_start as f64 * self.options.memory_utilization) as u64;
-        // The null block is the pool's too, and nobody counts it.
-        let steps = steps + self.kv_block_bytes(kv) as u64;
-        let used = self.arena.taken() as u64 + steps;
-        // Others may have taken memory since.
-        let (free, _) = self.context.memory()?;
-        Ok(Some(budget.saturating_sub(used).min(free.saturating_sub(steps))))
+        self.memory_for_kv(limits, kv).map(Some)
     }
 
     fn allocate(&mut self, limits: StepLimits, kv: &KvSpec, num_blocks: usize) -> Result<()> {
-        assert!(self.kv.is_none(), "allocate is called once");
-        // Everything is on the device before its staging memory goes.
-        self.stream.synchronize()?;
-        self.uploader = None;
-        let groups = kv.groups.len();
-        let bytes = self.step_bytes(&limits, groups);
-        let bytes = bytes.ok_or_else(|| memory::too_large("a step's memory"))?;
-        self.arena.reserve(&self.context, bytes.iter().sum(), "a step's activations")?;
-        let mut taken = bytes
-            .iter()
-            .map(|&bytes| self.arena.take(&self.context, bytes, "a step's activations"));
-        let mut next = || taken.next().expect("step_bytes counts each part");
-        for activation in &mut self.activations {
-            activation.memory = next()?;
-        }
-        let words = Self::largest_layout(&limits, groups).end();
-        let (staging, scratch) = (Staging::new(next()?, words)?, next()?);
-        let (gathered, logits) = (next()?, next()?);
-        let logits_bytes = limits.max_logits_rows * self.widest.vocabulary * 4;
-        let logits_host = Pinned::new(logits_bytes)?;
-        self.memory = Some(StepMemory { staging, scratch, gathered, logits, logits_host });
-        let pool = self.kv_block_bytes(kv).checked_mul(num_blocks);
-        let pool = pool.ok_or_else(|| memory::too_large("kv_cache_memory_bytes"))?;
-        let pool = self.arena.take(&self.context, pool, "the KV cache");
-        let pool = pool.map_err(|e| e.with("field", "kv_cache_memory_bytes"))?;
-        self.kv = Some(KvPool::new(kv, self.compute(), num_blocks, pool)?);
-        self.limits = Some(limits);
-        Ok(())
+        self.allocate_all(limits, kv, num_blocks)
     }
 
     fn begin_step(&mut self, input: &StepInput<'_>) {

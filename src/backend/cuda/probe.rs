@@ -46,6 +46,7 @@ const FUNCTIONS: &[&[u8]] = &[
     b"cuModuleLoadData\0",
     b"cuModuleUnload\0",
     b"cuModuleGetFunction\0",
+    b"cuFuncSetAttribute\0",
     b"cuLaunchKernel\0",
     b"cuGraphInstantiateWithFlags\0",
     b"cuGraphDestroy\0",
@@ -63,6 +64,8 @@ pub(super) struct Device {
     pub(super) capability: (c_int, c_int),
     /// Version of the driver, as `13000` for 13.0.
     pub(super) driver: c_int,
+    /// Multiprocessors.
+    pub(super) multiprocessors: usize,
 }
 
 impl Device {
@@ -143,7 +146,9 @@ fn describe(ordinal: u32, driver: c_int) -> Result<Device> {
     let major = Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
     let minor = Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
     let capability = (attribute(handle, major)?, attribute(handle, minor)?);
-    Ok(Device { handle, name, capability, driver })
+    let count = attribute(handle, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    let multiprocessors = usize::try_from(count).unwrap_or(0).max(1);
+    Ok(Device { handle, name, capability, driver, multiprocessors })
 }
 
 /// The first function that the driver lacks.
@@ -165,7 +170,8 @@ mod tests {
     use super::*;
 
     fn architecture(capability: (c_int, c_int)) -> String {
-        Device { handle: 0, name: String::new(), capability, driver: MIN_DRIVER }.architecture()
+        let (name, driver) = (String::new(), MIN_DRIVER);
+        Device { handle: 0, name, capability, driver, multiprocessors: 1 }.architecture()
     }
 
     #[test]

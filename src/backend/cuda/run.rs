@@ -3,9 +3,9 @@
 use super::CudaBackend;
 use super::driver::Grid;
 use super::graphs::{Graphs, Plan};
-use super::launch::{Launcher, product_size};
+use super::launch::Launcher;
 use super::op::Op;
-use super::step::Layout;
+use super::product::product_size;
 use crate::backend::{ActId, LinearId, StepInput};
 use crate::error::Result;
 use crate::ids::BlockId;
@@ -29,9 +29,9 @@ impl CudaBackend {
         let layout = match is_decode {
             true => {
                 let size = Graphs::batch_size(tokens);
-                Layout::new(&limits, groups, size, size)
+                self.layout(&limits, groups, (size, size))
             }
-            false => Layout::new(&limits, groups, tokens, input.seqs.len()),
+            false => self.layout(&limits, groups, (tokens, input.seqs.len())),
         };
         let memory = self.memory.as_mut().expect("check_input saw that allocate was called");
         memory.staging.write(&layout, input);
@@ -41,6 +41,8 @@ impl CudaBackend {
         step.is_decode = is_decode;
         step.tables.clear();
         step.tables.extend(input.block_tables.iter().map(Vec::len));
+        step.seqs.clear();
+        step.seqs.extend_from_slice(input.seqs);
         step.copies.clear();
         step.copies.extend_from_slice(input.block_copies);
         step.ops.clear();
@@ -80,6 +82,11 @@ impl CudaBackend {
         self.step.in_flight = true;
         if std::mem::take(&mut self.step.is_new) {
             self.copy_blocks()?;
+            if self.plans_attention() {
+                self.work.plan(ops, &self.step.seqs, self.device.multiprocessors);
+                let memory = self.memory.as_mut().expect("begin saw that allocate was called");
+                memory.staging.write_work(&self.step.layout, &self.work);
+            }
             let layout = &self.step.layout;
             self.step_memory().staging.copy(&self.stream, layout, &self.step.tables)?;
         }
@@ -110,14 +117,23 @@ impl CudaBackend {
 
     /// Chooses algorithms before anything is launched or captured.
     fn prepare(&mut self, ops: &[Op]) -> Result<()> {
-        let Some(gemm) = &mut self.gemm else { return Ok(()) };
         for op in ops {
             if let Op::Linear { weight, .. } = *op {
-                let linear = &self.linears[weight.0 as usize];
-                gemm.prepare(product_size(linear, self.step.layout.rows))?;
+                self.prepare_product(weight, self.step.layout.rows)?;
             }
         }
         Ok(())
+    }
+
+    fn prepare_product(&mut self, weight: LinearId, rows: usize) -> Result<()> {
+        let linear = *self.linear_of(weight);
+        if self.is_skinny(&linear, rows) {
+            return Ok(());
+        }
+        match &mut self.gemm {
+            Some(gemm) => gemm.prepare(product_size(&linear, rows)),
+            None => Ok(()),
+        }
     }
 
     /// In the order given: a source may be an earlier copy's destination.
@@ -135,16 +151,15 @@ impl CudaBackend {
 
     /// Computes the logits that were asked for last, and waits until they are on the host.
     pub(super) fn run_logits(&mut self, head: LinearId, x: ActId) -> Result<()> {
-        let (head, count) = (*self.linear_of(head), self.step.logits_rows.len());
+        let count = self.step.logits_rows.len();
         if count == 0 {
             return self.wait();
         }
         let tokens = self.step.num_tokens;
         let known = self.step.logits_rows.iter().all(|&row| (row as usize) < tokens);
         assert!(known, "logits are asked for of the step's rows");
-        if let Some(gemm) = &mut self.gemm {
-            gemm.prepare(product_size(&head, count))?;
-        }
+        self.prepare_product(head, count)?;
+        let head = *self.linear_of(head);
         self.step.in_flight = true;
         let memory = self.memory.as_mut().expect("the engine allocates before the first step");
         let rows = self.step.logits_rows.iter().copied();

@@ -1,13 +1,15 @@
 //! A step's input on its way to the device: written to page-locked memory, copied in one piece.
 //!
 //! ```text
-//!  logits_rows | token_ids | positions | row_seq | slots by group | seqs | block tables by group
+//!  logits_rows | token_ids | positions | row_seq | slots by group | seqs | counts, pieces and
+//!  merges by window | tiles | block tables by group
 //! ```
 //!
 //! Where each part lies follows from the numbers of rows and sequences alone, so that a graph
 //! captured for these numbers finds every later step's input.
 
 use super::driver::{DevicePtr, Pinned, Stream};
+use super::work::{MAX_WINDOWS, Room, WORK_WORDS, WorkLists};
 use crate::backend::{StepInput, StepLimits};
 use crate::error::Result;
 
@@ -25,12 +27,25 @@ pub(super) struct Layout {
     groups: usize,
     max_logits_rows: usize,
     max_block_table: usize,
+    /// For lists of work; none where nobody plans attention.
+    room: Room,
 }
 
 impl Layout {
-    pub(super) fn new(limits: &StepLimits, groups: usize, rows: usize, seqs: usize) -> Self {
+    /// Of a step with `rows` rows and `seqs` sequences; `multiprocessors` is 0 where nobody plans
+    /// attention.
+    pub(super) fn new(
+        limits: &StepLimits,
+        groups: usize,
+        (rows, seqs): (usize, usize),
+        multiprocessors: usize,
+    ) -> Self {
         let StepLimits { max_logits_rows, max_block_table, .. } = *limits;
-        Self { rows, seqs, groups, max_logits_rows, max_block_table }
+        let room = match multiprocessors {
+            0 => Room::default(),
+            _ => Room::new(rows, seqs, multiprocessors),
+        };
+        Self { rows, seqs, groups, max_logits_rows, max_block_table, room }
     }
 
     pub(super) fn token_ids(&self) -> usize {
@@ -53,8 +68,26 @@ impl Layout {
         self.slots(self.groups)
     }
 
+    /// The numbers of pieces and of merges, four words apart.
+    pub(super) fn counts(&self, window: usize) -> usize {
+        let lists = WORK_WORDS * (1 + self.room.pieces + self.room.merges);
+        self.seqs() + SEQ_WORDS * self.seqs + lists * window
+    }
+
+    pub(super) fn pieces(&self, window: usize) -> usize {
+        self.counts(window) + WORK_WORDS
+    }
+
+    pub(super) fn merges(&self, window: usize) -> usize {
+        self.pieces(window) + WORK_WORDS * self.room.pieces
+    }
+
+    pub(super) fn tiles(&self) -> usize {
+        self.counts(MAX_WINDOWS)
+    }
+
     pub(super) fn block_table(&self, group: usize) -> usize {
-        self.seqs() + SEQ_WORDS * self.seqs + aligned(self.max_block_table) * group
+        self.tiles() + WORK_WORDS * self.room.tiles + aligned(self.max_block_table) * group
     }
 
     /// Words in all.
@@ -111,6 +144,30 @@ impl Staging {
         }
     }
 
+    /// Writes the lists of a step's work, for which the layout has room.
+    pub(super) fn write_work(&mut self, layout: &Layout, work: &WorkLists) {
+        let words = self.host.words_mut();
+        for (window, lists) in work.windows().iter().enumerate() {
+            let counts = [lists.pieces.len() as u32, 0, 0, 0, lists.merges.len() as u32, 0, 0, 0];
+            words[layout.counts(window)..][..WORK_WORDS].copy_from_slice(&counts);
+            let room = [
+                (layout.pieces(window), &lists.pieces, layout.room.pieces),
+                (layout.merges(window), &lists.merges, layout.room.merges),
+            ];
+            for (at, list, most) in room {
+                assert!(list.len() <= most, "lists are within their room");
+                fill(
+                    &mut words[at..][..WORK_WORDS * list.len()],
+                    list.iter().flatten().copied(),
+                    0,
+                );
+            }
+        }
+        assert!(work.tiles.len() <= layout.room.tiles, "tiles are within their room");
+        let to = &mut words[layout.tiles()..][..WORK_WORDS * work.tiles.len()];
+        fill(to, work.tiles.iter().flatten().copied(), 0);
+    }
+
     /// Adds the copy of a step's input to the stream; `tables` are the lengths of the block tables.
     pub(super) fn copy(&self, stream: &Stream, layout: &Layout, tables: &[usize]) -> Result<()> {
         let first = layout.token_ids();
@@ -159,7 +216,8 @@ mod tests {
     fn parts_do_not_overlap_and_lie_at_multiples_of_16_bytes() {
         let limits =
             StepLimits { max_tokens: 33, max_seqs: 5, max_logits_rows: 7, max_block_table: 21 };
-        let layout = Layout::new(&limits, 2, 33, 5);
+        let layout = Layout::new(&limits, 2, (33, 5), 4);
+        let room = layout.room;
         let parts = [
             (0, 7),
             (layout.token_ids(), 33),
@@ -168,6 +226,13 @@ mod tests {
             (layout.slots(0), 33),
             (layout.slots(1), 33),
             (layout.seqs(), 5 * SEQ_WORDS),
+            (layout.counts(0), WORK_WORDS),
+            (layout.pieces(0), room.pieces * WORK_WORDS),
+            (layout.merges(0), room.merges * WORK_WORDS),
+            (layout.counts(1), WORK_WORDS),
+            (layout.pieces(1), room.pieces * WORK_WORDS),
+            (layout.merges(1), room.merges * WORK_WORDS),
+            (layout.tiles(), room.tiles * WORK_WORDS),
             (layout.block_table(0), 21),
             (layout.block_table(1), 21),
             (layout.end(), 0),

@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 
 use vrust::config::{Device, EngineOptions};
 
+use crate::support::folder::TempDir;
+
 /// Says to a child which test it is.
 const CHILD: &str = "VRUST_TEST_ON_STAND_IN";
 
@@ -21,7 +23,7 @@ pub(super) fn on_stand_in(test: &str, env: &[(&str, &str)], body: impl FnOnce())
 
 /// Runs `body` in a child process; the parent fails if the child does or did not get there.
 pub(super) fn in_child(test: &str, env: &[(&str, &str)], body: impl FnOnce()) {
-    if std::env::var_os(CHILD).is_some() {
+    if is_child() {
         body();
         println!("{test} ran");
         return;
@@ -62,6 +64,37 @@ pub(super) fn library_folder() -> &'static Path {
         assert!(folder.join("libcuda.so.1").exists(), "no libcuda.so.1 in {}", folder.display());
         folder
     })
+}
+
+/// What the stand-in writes when its process ends; nothing in the child, which has not ended.
+pub(super) struct Report {
+    dir: TempDir,
+    path: String,
+}
+
+impl Report {
+    pub(super) fn new() -> Self {
+        let dir = TempDir::new();
+        let path = dir.join("report.json").to_str().unwrap().to_owned();
+        Self { dir, path }
+    }
+
+    /// Where it is written, for `VRUST_EMU_REPORT`.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The kernels that were launched.
+    pub(super) fn launches(&self) -> Vec<String> {
+        let report = std::fs::read(self.dir.join("report.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        report["kernels"].as_object().unwrap().keys().cloned().collect()
+    }
+}
+
+/// Whether this is the process of the stand-ins.
+pub(super) fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
 }
 
 /// The same options on the stand-in's device.
