@@ -1,7 +1,7 @@
 // What is done to each element or row alone: embeddings, activations, biases, conversions, gathers.
 //
-// One block of 256 threads a row, or a piece of 1024 elements of one; consecutive threads take
-// consecutive elements.
+// One block of 256 threads a row, or a piece of 1024 elements of one, of which a thread takes
+// four in one access where they lie aligned.
 #include "reduce.cuh"
 
 enum Kind { kSilu = 0, kGeluTanh = 1, kGelu = 2, kRelu = 3 };
@@ -17,6 +17,18 @@ __device__ __forceinline__ float activation(u32 kind, float x) {
     default:
       return fmaxf(x, 0.0f);
   }
+}
+
+// out[i] = f(x[i]) for this thread's four of `count` elements.
+template <class O, class F>
+__device__ __forceinline__ void map_four(O* out, const float* x, u64 count, F f) {
+  const u64 start = static_cast<u64>(blockIdx.x) * 1024 + threadIdx.x * 4;
+  if (start + 4 <= count) {
+    const float4 v = load4(x + start);
+    store4(out + start, make_float4(f(v.x), f(v.y), f(v.z), f(v.w)));
+    return;
+  }
+  for (u64 i = start; i < count; i++) store(out + i, f(x[i]));
 }
 
 template <class T>
@@ -56,11 +68,7 @@ INSTANCES(f16)
 
 template <class O>
 __device__ __forceinline__ void activate(O* out, const float* x, u64 count, u32 kind) {
-  const u64 start = static_cast<u64>(blockIdx.x) * 1024 + threadIdx.x;
-  for (u32 j = 0; j < 4; j++) {
-    const u64 i = start + j * 256;
-    if (i < count) store(out + i, activation(kind, x[i]));
-  }
+  map_four(out, x, count, [=](float v) { return activation(kind, v); });
 }
 
 template <class O>
@@ -68,9 +76,18 @@ __device__ __forceinline__ void gated_activation(O* out, const float* gate_up, u
                                                  u32 kind) {
   const float* gate = gate_up + static_cast<u64>(blockIdx.y) * 2 * width;
   O* to = out + static_cast<u64>(blockIdx.y) * width;
-  for (u32 j = 0; j < 4; j++) {
-    const u32 i = blockIdx.x * 1024 + j * 256 + threadIdx.x;
-    if (i < width) store(to + i, activation(kind, gate[i]) * gate[width + i]);
+  const float* up = gate + width;
+  const u32 start = blockIdx.x * 1024 + threadIdx.x * 4;
+  if (width % 4 == 0) {
+    if (start >= width) return;
+    const float4 g = load4(gate + start), u = load4(up + start);
+    store4(to + start,
+           make_float4(activation(kind, g.x) * u.x, activation(kind, g.y) * u.y,
+                       activation(kind, g.z) * u.z, activation(kind, g.w) * u.w));
+    return;
+  }
+  for (u32 i = start; i < min(start + 4, width); i++) {
+    store(to + i, activation(kind, gate[i]) * up[i]);
   }
 }
 
@@ -98,11 +115,7 @@ extern "C" __global__ void __launch_bounds__(256)
 
 extern "C" __global__ void __launch_bounds__(256)
     convert_bf16(bf16* out, const float* x, u64 count) {
-  const u64 start = static_cast<u64>(blockIdx.x) * 1024 + threadIdx.x;
-  for (u32 j = 0; j < 4; j++) {
-    const u64 i = start + j * 256;
-    if (i < count) out[i] = ptx::to_bf16(x[i]);
-  }
+  map_four(out, x, count, [](float v) { return v; });
 }
 
 template <class T, class O>

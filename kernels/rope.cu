@@ -31,7 +31,7 @@ __device__ __forceinline__ void rope_write_kv(const RopeWrite<T>& a) {
   if (weight != nullptr) {
     float squares = 0.0f;
     for (u32 i = lane; i < a.head_dim; i += 32) squares += x[i] * x[i];
-    scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(a.head_dim) + a.eps);
+    scale = rsqrtf(warp_sum(squares) / static_cast<float>(a.head_dim) + a.eps);
     // Nobody may write before everybody has read.
     __syncwarp();
   }

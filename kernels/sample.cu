@@ -121,6 +121,7 @@ struct Sampler {
       for (u32 i = threadIdx.x; i < kept; i += THREADS) f(s->kept[i].z, s->kept[i].token);
       return;
     }
+#pragma unroll 4
     for (u32 i = threadIdx.x; i < vocab; i += THREADS) {
       const float x = row[i];
       if (x < floor_logit) continue;
@@ -134,6 +135,7 @@ struct Sampler {
     float value = -infinity();
     u32 at = NONE;
     bool bad = false;
+#pragma unroll 4
     for (u32 i = threadIdx.x; i < vocab; i += THREADS) {
       const float x = row[i];
       bad |= x != x;

@@ -13,6 +13,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   float best = -infinity();
   u32 at = NONE;
   bool nan = false;
+#pragma unroll 4
   for (u32 i = threadIdx.x; i < vocab; i += THREADS) {
     const float x = row[i];
     nan |= x != x;

@@ -155,7 +155,7 @@ def jobs(arguments):
         for path in sorted(glob.glob(f"{source}/*.cu")):
             for arch in arguments.archs:
                 # A file for one architecture says so in its name.
-                if "sm90" not in path or arch == "sm_90a":
+                if arguments.only in path and ("sm90" not in path or arch == "sm_90a"):
                     yield path, arch
 
 
@@ -164,6 +164,7 @@ def main():
     parser.add_argument("--sources", nargs="+", default=["kernels", "tests/cuda/checks"])
     parser.add_argument("--archs", nargs="+", default=ARCHS)
     parser.add_argument("--out", default="build/cuda/cubins")
+    parser.add_argument("--only", default="", help="files whose path holds this")
     parser.add_argument("--usage", action="store_true", help="print each kernel's resources")
     arguments = parser.parse_args()
     os.makedirs(arguments.out, exist_ok=True)
