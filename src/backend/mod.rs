@@ -273,6 +273,24 @@ pub struct StepInput<'a> {
     pub block_copies: &'a [BlockCopy],
 }
 
+/// How a row's token is drawn where the row alone decides: the filters and the noise of
+/// `sampling`, which is the oracle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DrawRule {
+    /// Seed of the noise.
+    pub seed: u64,
+    /// The new token's place in its sequence.
+    pub position: u32,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 0 is off.
+    pub top_k: u32,
+    /// 1 is off.
+    pub top_p: f32,
+    /// `ln(min_p)`; -inf is off.
+    pub ln_min_p: f32,
+}
+
 /// What a backend did since it was made. Counted inside the ops, not by their callers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendCounters {
@@ -344,6 +362,12 @@ pub trait Backend {
     /// Runs what was described and then `f(i, logits)` for each row `i` of the last `logits` call,
     /// concurrently and in no order. `f` may change the logits; a panic in `f` is passed on.
     fn map_logits(&mut self, f: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Result<()>;
+    /// Runs what was described and draws a token for each row of the last `logits` call, where this
+    /// backend can: `None` leaves it to `map_logits`, which may follow in any case. A row has no
+    /// token if its logits are none that a healthy model gives.
+    fn draw(&mut self, _rules: &[DrawRule]) -> Result<Option<Vec<Option<TokenId>>>> {
+        Ok(None)
+    }
     /// Runs what was described.
     fn finish_step(&mut self) -> Result<()>;
 

@@ -7,7 +7,7 @@ from typing import Any, Optional, Union
 from .engine import Engine
 
 # Taken because scripts pass them; they change nothing on the CPU.
-_WITHOUT_EFFECT = ("gpu_memory_utilization", "enforce_eager", "disable_log_stats")
+_WITHOUT_EFFECT = ("disable_log_stats",)
 
 
 @dataclass

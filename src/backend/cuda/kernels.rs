@@ -92,6 +92,7 @@ pub(super) struct Kernels {
     pub(super) paged_attention: ByOutput,
     pub(super) gemm: ByWeight,
     pub(super) fill_blocks: Function,
+    pub(super) sample: Function,
     /// In bfloat16.
     pub(super) tensor: Option<Tensor>,
     /// Functions live as long as these.
@@ -166,6 +167,7 @@ impl Kernels {
             paged_attention,
             gemm: modules.by_weight("gemm.cu", "gemm")?,
             fill_blocks: modules.find("blocks.cu", &format!("fill_blocks_{cache}"))?,
+            sample: modules.find("sample.cu", "sample")?,
             tensor,
             _modules: modules,
         })

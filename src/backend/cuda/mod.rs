@@ -36,11 +36,12 @@ mod work;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{BlockCopy, BlockId};
+use crate::ids::{BlockCopy, BlockId, TokenId};
 
 use super::{
-    ActId, Activation, Attention, Backend, BackendCounters, ComputeType, KvSpec, LinearId,
-    LinearRole, LinearSpec, RopeId, RopeSpec, RopeWrite, SeqInput, StepInput, StepLimits, VectorId,
+    ActId, Activation, Attention, Backend, BackendCounters, ComputeType, DrawRule, KvSpec,
+    LinearId, LinearRole, LinearSpec, RopeId, RopeSpec, RopeWrite, SeqInput, StepInput, StepLimits,
+    VectorId,
 };
 
 use driver::{Context, DevicePtr, Pinned, Stream};
@@ -396,12 +397,15 @@ impl Backend for CudaBackend {
 
     fn map_logits(&mut self, f: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Result<()> {
         self.run()?;
-        let Some((head, x)) = self.step.logits else { return self.wait() };
-        self.run_logits(head, x)?;
-        let (count, width) = (self.step.logits_rows.len(), self.linear_of(head).rows);
-        let memory = self.memory.as_mut().expect("logits ran in it");
+        let (count, width) = self.run_logits()?;
+        let Some(memory) = &mut self.memory else { return Ok(()) };
         rows::for_each(&mut memory.logits_host.floats_mut()[..count * width], width, f);
         Ok(())
+    }
+
+    fn draw(&mut self, rules: &[DrawRule]) -> Result<Option<Vec<Option<TokenId>>>> {
+        self.run()?;
+        self.run_draw(rules).map(Some)
     }
 
     fn finish_step(&mut self) -> Result<()> {

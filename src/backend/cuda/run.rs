@@ -3,12 +3,16 @@
 use super::CudaBackend;
 use super::driver::Grid;
 use super::graphs::{Graphs, Plan};
-use super::launch::Launcher;
+use super::launch::{Launcher, params};
+use super::linear::Linear;
 use super::op::Op;
 use super::product::product_size;
-use crate::backend::{ActId, LinearId, StepInput};
+use crate::backend::{DrawRule, LinearId, StepInput};
 use crate::error::Result;
-use crate::ids::BlockId;
+use crate::ids::{BlockId, TokenId};
+
+/// Bytes of shared memory of `sample`.
+const SAMPLE_SHARED: u32 = 18_960;
 
 impl CudaBackend {
     /// Takes the step's input.
@@ -149,12 +153,10 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Computes the logits that were asked for last, and waits until they are on the host.
-    pub(super) fn run_logits(&mut self, head: LinearId, x: ActId) -> Result<()> {
+    /// Launches the logits that were asked for last; their head, and how many rows. Not for none.
+    fn launch_logits(&mut self) -> Result<Option<(Linear, usize)>> {
         let count = self.step.logits_rows.len();
-        if count == 0 {
-            return self.wait();
-        }
+        let Some((head, x)) = self.step.logits.filter(|_| count > 0) else { return Ok(None) };
         let tokens = self.step.num_tokens;
         let known = self.step.logits_rows.iter().all(|&row| (row as usize) < tokens);
         assert!(known, "logits are asked for of the step's rows");
@@ -165,11 +167,48 @@ impl CudaBackend {
         let rows = self.step.logits_rows.iter().copied();
         let rows = memory.staging.copy_list(&self.stream, rows)?;
         Launcher::new(self, self.step.layout).logits(&head, x, rows, count)?;
-        let memory = self.memory.as_mut().expect("the engine allocates before the first step");
+        Ok(Some((head, count)))
+    }
+
+    /// Computes the logits that were asked for last, and waits until they are on the host: rows,
+    /// and their width.
+    pub(super) fn run_logits(&mut self) -> Result<(usize, usize)> {
+        let Some((head, count)) = self.launch_logits()? else {
+            self.wait()?;
+            return Ok((0, 1));
+        };
+        let memory = self.memory.as_mut().expect("logits were launched in it");
         let bytes = count * head.rows * size_of::<f32>();
         // SAFETY: the logits are `[count, head.rows]`, and read after the stream was waited for.
         unsafe { self.stream.copy_to_host(&mut memory.logits_host, memory.logits, bytes)? };
-        self.wait()
+        self.wait()?;
+        Ok((count, head.rows))
+    }
+
+    /// Computes the logits that were asked for last, draws a token from each row, and waits until
+    /// the tokens are on the host.
+    pub(super) fn run_draw(&mut self, rules: &[DrawRule]) -> Result<Vec<Option<TokenId>>> {
+        let Some((head, count)) = self.launch_logits()? else {
+            self.wait()?;
+            return Ok(Vec::new());
+        };
+        assert_eq!(rules.len(), count, "each row of logits has a rule");
+        let memory = self.memory.as_mut().expect("logits were launched in it");
+        let rules = memory.staging.copy_rules(&self.stream, &self.step.layout, rules)?;
+        // What the logits were computed from is not needed any more.
+        let (tokens, logits, vocab) = (memory.gathered, memory.logits, head.rows as u32);
+        let grid = Grid { shared: SAMPLE_SHARED, ..Grid::new(count, 1, 1024) };
+        let kernel = self.kernels.sample;
+        // SAFETY: the logits are `[count, vocab]`, and there are as many rules; a gathered row is
+        // at least as wide as a token.
+        unsafe {
+            self.stream.launch(kernel, grid, params![tokens, logits, rules, vocab])?;
+            self.stream.copy_to_host(&mut memory.logits_host, tokens, 4 * count)?;
+        }
+        self.wait()?;
+        let memory = self.memory.as_mut().expect("logits were launched in it");
+        let tokens = memory.logits_host.words_mut()[..count].iter();
+        Ok(tokens.map(|&token| (token != u32::MAX).then_some(TokenId(token))).collect())
     }
 
     /// Waits until everything has run.
@@ -191,15 +230,10 @@ impl CudaBackend {
             let memory = self.memory.as_mut().expect("the engine allocates before it fills blocks");
             let list = chunk.iter().map(|block| block.0);
             let list = memory.staging.copy_list(&self.stream, list)?;
-            let mut params = [
-                std::ptr::from_ref(&pool).cast_mut().cast(),
-                std::ptr::from_ref(&list).cast_mut().cast(),
-                std::ptr::from_ref(&elements).cast_mut().cast(),
-                std::ptr::from_ref(&value).cast_mut().cast(),
-            ];
             // SAFETY: every block is one of the pool's.
             unsafe {
-                self.stream.launch(kernel, Grid::new(64, chunk.len(), 256), &mut params)?;
+                let grid = Grid::new(64, chunk.len(), 256);
+                self.stream.launch(kernel, grid, params![pool, list, elements, value])?;
             }
             self.wait()?;
         }

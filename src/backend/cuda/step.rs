@@ -1,8 +1,8 @@
 //! A step's input on its way to the device: written to page-locked memory, copied in one piece.
 //!
 //! ```text
-//!  logits_rows | token_ids | positions | row_seq | slots by group | seqs | counts, pieces and
-//!  merges by window | tiles | block tables by group
+//!  logits_rows | rules | token_ids | positions | row_seq | slots by group | seqs
+//!  | counts, pieces and merges by window | tiles | block tables by group
 //! ```
 //!
 //! Where each part lies follows from the numbers of rows and sequences alone, so that a graph
@@ -10,13 +10,15 @@
 
 use super::driver::{DevicePtr, Pinned, Stream};
 use super::work::{MAX_WINDOWS, Room, WORK_WORDS, WorkLists};
-use crate::backend::{StepInput, StepLimits};
+use crate::backend::{DrawRule, StepInput, StepLimits};
 use crate::error::Result;
 
 /// A row that no sequence has, and a slot that is not written: rows that fill up a graph's batch.
 const NOBODY: u32 = u32::MAX;
 /// Words of a sequence's entry.
 const SEQ_WORDS: usize = 8;
+/// Words of a `SampleRow` of kernels/README.md.
+const RULE_WORDS: usize = 16;
 
 /// Where the parts lie, in words of 32 bits.
 #[derive(Clone, Copy, Default)]
@@ -48,8 +50,13 @@ impl Layout {
         Self { rows, seqs, groups, max_logits_rows, max_block_table, room }
     }
 
-    pub(super) fn token_ids(&self) -> usize {
+    /// How tokens are drawn from the logits.
+    pub(super) fn rules(&self) -> usize {
         aligned(self.max_logits_rows)
+    }
+
+    pub(super) fn token_ids(&self) -> usize {
+        self.rules() + RULE_WORDS * self.max_logits_rows
     }
 
     pub(super) fn positions(&self) -> usize {
@@ -184,6 +191,21 @@ impl Staging {
         Ok(())
     }
 
+    /// Adds the copy of rules to the stream, to their place, which is their address.
+    pub(super) fn copy_rules(
+        &mut self,
+        stream: &Stream,
+        layout: &Layout,
+        rules: &[DrawRule],
+    ) -> Result<DevicePtr> {
+        let (at, len) = (layout.rules(), RULE_WORDS * rules.len());
+        fill(&mut self.host.words_mut()[at..][..len], rules.iter().flat_map(rule_words), 0);
+        // SAFETY: `len` words were found on the host's side, and the device's is as long; the
+        // stream is waited for before the next rules.
+        unsafe { stream.copy_to_device(self.address(at), &self.host, 4 * at, 4 * len)? };
+        Ok(self.address(at))
+    }
+
     /// Adds the copy of a list to the stream, to the place of `logits_rows`, which is its address.
     pub(super) fn copy_list(
         &mut self,
@@ -197,6 +219,20 @@ impl Staging {
         unsafe { stream.copy_to_device(self.device, &self.host, 0, 4 * len)? };
         Ok(self.device)
     }
+}
+
+/// A `SampleRow` that asks for nothing but filters and noise.
+fn rule_words(rule: &DrawRule) -> [u32; RULE_WORDS] {
+    let mut words = [0; RULE_WORDS];
+    (words[0], words[1]) = (rule.seed as u32, (rule.seed >> 32) as u32);
+    words[2] = rule.position;
+    words[3] = rule.temperature.to_bits();
+    words[4] = rule.top_k;
+    (words[5], words[6]) = (rule.top_p.to_bits(), rule.ln_min_p.to_bits());
+    // No edits, nothing seen; a repetition penalty of 1 is off; no mask.
+    words[11] = 1.0_f32.to_bits();
+    words[14] = NOBODY;
+    words
 }
 
 /// Values, then `rest` to the end.
@@ -220,6 +256,7 @@ mod tests {
         let room = layout.room;
         let parts = [
             (0, 7),
+            (layout.rules(), 7 * RULE_WORDS),
             (layout.token_ids(), 33),
             (layout.positions(), 33),
             (layout.row_seq(), 33),

@@ -2,7 +2,7 @@
 
 use vrust::config::ModelDType;
 
-use super::stand_in::{assert_nothing_left, count, on_cuda, on_stand_in};
+use super::stand_in::{Report, assert_nothing_left, count, is_child, on_cuda, on_stand_in};
 use crate::engine_support::{Outcome, greedy, options, ready, run};
 
 const PROMPT: &[u32] = &[5, 9, 14, 33, 71];
@@ -26,6 +26,48 @@ fn a_step_allocates_nothing() {
         }
         assert_nothing_left("after the engines");
     });
+}
+
+/// Greedy and drawn, with each filter: the device's tokens are those of the host's sampler, and
+/// what the device does not do, it leaves to the host.
+#[test]
+fn tokens_drawn_on_the_device_are_the_hosts() {
+    let report = Report::new();
+    let env = [("VRUST_EMU_REPORT", report.path())];
+    on_stand_in("cuda::steps::tokens_drawn_on_the_device_are_the_hosts", &env, || {
+        let requests = || {
+            let mut requests = vec![greedy(PROMPT, 20)];
+            for (i, (top_k, top_p, min_p)) in
+                [(None, None, None), (Some(7), None, None), (None, Some(0.7), None)]
+                    .into_iter()
+                    .chain([(None, None, Some(0.05)), (Some(30), Some(0.9), Some(0.01))])
+                    .enumerate()
+            {
+                let mut request = greedy(&PROMPT[i..], 20);
+                request.params.temperature = Some(0.6 + 0.2 * i as f32);
+                request.params.seed = Some(i as i64);
+                request.params.top_k = top_k;
+                request.params.top_p = top_p;
+                request.params.min_p = min_p;
+                requests.push(request);
+            }
+            requests
+        };
+        let mut float32 = options("llama3");
+        float32.dtype = ModelDType::Float32;
+        let expected = tokens(&run(&ready(float32.clone()), requests()));
+        let engine = ready(on_cuda(float32));
+        assert_eq!(tokens(&run(&engine, requests())), expected, "all on the device");
+        let mut more = requests();
+        let mut penalized = greedy(PROMPT, 20);
+        penalized.params.repetition_penalty = Some(1.3);
+        more.push(penalized);
+        assert_eq!(tokens(&run(&engine, more))[..6], expected, "beside one for the host");
+    });
+    if !is_child() {
+        let used = report.launches();
+        assert!(used.iter().any(|name| name == "sample"), "{used:?}");
+    }
 }
 
 /// One graph for each batch size that came twice, replayed with the same result.
