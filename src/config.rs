@@ -161,7 +161,7 @@ pub struct EngineOptions {
     /// Where the model runs. Default `Auto`.
     pub device: Device,
     /// Share of a GPU's memory, as far as it is free when the engine starts, which weights,
-    /// activations and KV cache may fill: above 0, at most 1. Default 0.9.
+    /// activations and KV cache may fill: above 0, at most 1. Default 0.92.
     pub gpu_memory_utilization: f64,
     /// Does without CUDA graphs. Default false.
     pub enforce_eager: bool,
@@ -207,7 +207,7 @@ impl EngineOptions {
             max_undrained_bytes: 64 << 20,
             backend: BackendKind::Auto,
             device: Device::Auto,
-            gpu_memory_utilization: 0.9,
+            gpu_memory_utilization: 0.92,
             enforce_eager: false,
             batch_invariant: false,
             cpu_threads: None,

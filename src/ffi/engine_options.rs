@@ -60,7 +60,7 @@ pub struct VrustEngineOptions {
     /// JSON object of rarer options: device ("auto", the default: the first GPU if it can be used
     /// for this model, else the CPU; "cpu"; "cuda" or "cuda:N": that one of the GPUs which the
     /// driver shows, an error if it cannot be had), gpu_memory_utilization (share of a GPU's
-    /// memory, as far as it is free at the start, that may be used: above 0, at most 1; 0.9),
+    /// memory, as far as it is free at the start, that may be used: above 0, at most 1; 0.92),
     /// enforce_eager (no CUDA graphs), batch_invariant (on a GPU in bfloat16: a request's tokens do
     /// not depend on what else runs, at the cost of speed; everywhere else they never do),
     /// num_kv_blocks, served_model_name (the metrics' model_name;

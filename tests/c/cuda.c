@@ -35,11 +35,8 @@ static void generate(VrustEngine *engine, uint32_t tokens[3][24]) {
 
 static void check_info(VrustEngine *engine, const char *backend) {
   VrustBytes *info = NULL;
-  size_t len = 0;
-  const char *json;
   CHECK_OK(vrust_engine_info_json(engine, &info, &err));
-  json = (const char *)vrust_bytes_data(info, &len);
-  CHECK(len > 0 && strstr(json, backend) != NULL);
+  CHECK(strstr((const char *)vrust_bytes_data(info), backend) != NULL);
   CHECK(vrust_bytes_destroy(info) == VRUST_OK);
 }
 

@@ -8,8 +8,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) const ALIGNMENT: usize = 256;
 /// First piece taken for weights; each further one is twice as large.
 const FIRST_PIECE: usize = 4 << 20;
-/// Largest piece taken for weights, unless one tensor is larger.
-const LARGEST_PIECE: usize = 512 << 20;
+/// Largest piece that several tensors share; a larger tensor has its own.
+const LARGEST_PIECE: usize = 64 << 20;
 
 /// Device memory, handed out from the front.
 #[derive(Default)]
@@ -31,8 +31,12 @@ impl Arena {
     ) -> Result<DevicePtr> {
         let bytes = aligned(bytes).ok_or_else(|| too_large(what))?;
         if self.free.1 < bytes {
-            let usual = FIRST_PIECE << self.pieces.len().min(16);
-            self.add_piece(context, bytes.max(usual.min(LARGEST_PIECE)), bytes, what)?;
+            let usual = (FIRST_PIECE << self.pieces.len().min(16)).min(LARGEST_PIECE);
+            if bytes > usual {
+                // Of its own, so that what is left of the last piece still serves.
+                return self.new_piece(context, bytes, bytes, what).map(|(ptr, _)| ptr);
+            }
+            self.free = self.new_piece(context, usual, bytes, what)?;
         }
         let ptr = self.free.0;
         self.free = (ptr + bytes as u64, self.free.1 - bytes);
@@ -42,7 +46,7 @@ impl Arena {
     /// One piece of exactly `bytes`, so that what is taken next comes from it.
     pub(super) fn reserve(&mut self, context: &Context, bytes: usize, what: &str) -> Result<()> {
         if self.free.1 < bytes {
-            self.add_piece(context, bytes, bytes, what)?;
+            self.free = self.new_piece(context, bytes, bytes, what)?;
         }
         Ok(())
     }
@@ -52,14 +56,14 @@ impl Arena {
         self.taken
     }
 
-    fn add_piece(
+    /// A piece of `wanted` bytes, or of `needed` where there is no room: its address and size.
+    fn new_piece(
         &mut self,
         context: &Context,
         wanted: usize,
         needed: usize,
         what: &str,
-    ) -> Result<()> {
-        // Where there is no room for a large piece there may be for what is needed.
+    ) -> Result<(DevicePtr, usize)> {
         let mut size = wanted;
         let piece = match DeviceMemory::new(wanted) {
             Err(e) if e.kind() == ErrorKind::DeviceMemory && needed < wanted => {
@@ -72,10 +76,10 @@ impl Arena {
             ErrorKind::DeviceMemory => out_of_memory(context, needed, what),
             _ => e,
         })?;
-        self.free = (piece.ptr(), size);
+        let ptr = piece.ptr();
         self.taken += size;
         self.pieces.push(piece);
-        Ok(())
+        Ok((ptr, size))
     }
 }
 

@@ -74,9 +74,9 @@ pub struct CudaOptions {
 }
 
 impl CudaOptions {
-    /// Device 0, nine tenths of its memory, graphs.
+    /// Device 0, most of its memory, graphs.
     pub fn new(compute: ComputeType) -> Self {
-        Self { compute, ordinal: 0, memory_utilization: 0.9, graphs: true, batch_invariant: false }
+        Self { compute, ordinal: 0, memory_utilization: 0.92, graphs: true, batch_invariant: false }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use vrust::engine::{Engine, EngineState, EventKind, Polled};
 use vrust::error::ErrorKind;
 
-use super::stand_in::{assert_nothing_left, fail, on_cuda, on_stand_in};
+use super::stand_in::{assert_nothing_left, count, fail, on_cuda, on_stand_in};
 use crate::engine_support::{Consumer, greedy, options, ready, run_one};
 
 const PROMPT: &[u32] = &[5, 9, 14, 33, 71];
@@ -15,24 +15,30 @@ const PROMPT: &[u32] = &[5, 9, 14, 33, 71];
 fn no_memory_at_any_allocation() {
     on_stand_in("cuda::failures::no_memory_at_any_allocation", &[], || {
         let cpu = ready(options("llama3"));
+        // Modules and page-locked memory are allocations too, of which there are fewer than 24.
+        let before = count("allocs");
+        let loaded = ready(on_cuda(options("llama3")));
+        let calls = count("allocs") - before + 24;
+        drop(loaded);
         let mut failed = 0;
-        for nth in 1.. {
+        for nth in 1..=calls {
             fail("alloc", nth);
             let engine = Engine::create(on_cuda(options("llama3"))).unwrap();
             let loaded = engine.wait_ready(None);
             fail("alloc", 0);
-            let Err(error) = loaded else { break };
-            let kinds = [ErrorKind::DeviceMemory, ErrorKind::OutOfMemory];
-            assert!(kinds.contains(&error.kind()), "allocation {nth}: {:?} {error}", error.kind());
-            assert!(error.message().contains("memory"), "{error}");
-            assert_eq!(engine.state(), EngineState::Failed);
+            if let Err(error) = loaded {
+                let kinds = [ErrorKind::DeviceMemory, ErrorKind::OutOfMemory];
+                assert!(kinds.contains(&error.kind()), "call {nth}: {:?} {error}", error.kind());
+                assert!(error.message().contains("memory"), "{error}");
+                assert_eq!(engine.state(), EngineState::Failed);
+                failed += 1;
+            }
+            // Else less than the usual was asked for, or all calls were made.
             drop(engine);
             assert_nothing_left(&format!("after allocation {nth} failed"));
-            failed += 1;
-            assert!(failed < 1000, "it never loads");
         }
-        assert!(failed >= 3, "only {failed} allocations");
-        println!("{failed} allocations failed, one at a time");
+        assert!(failed >= 3, "{failed} of {calls} allocations");
+        println!("{failed} of {calls} allocations failed, one at a time");
         run_one(&cpu, greedy(PROMPT, 5));
         run_one(&ready(on_cuda(options("llama3"))), greedy(PROMPT, 5));
     });
