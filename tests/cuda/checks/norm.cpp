@@ -37,7 +37,8 @@ void norms(Check& c, const std::string& type, u32 rows, u32 width, float relativ
 
 CHECK(norms_of_rows) {
   for (auto [rows, width] :
-       {std::pair<u32, u32>{1, 1}, {3, 31}, {2, 64}, {1, 255}, {2, 1000}, {3, 4096}, {1, 5124}, {1, 4099}}) {
+       {std::pair<u32, u32>{1, 1}, {3, 31}, {2, 64}, {1, 255}, {2, 1000}, {3, 4096}, {1, 5124},
+        {1, 4099}}) {
     norms<float>(c, "f32", rows, width, 2e-5f);
     norms<bf16>(c, "bf16", rows, width, 0x1p-8f + 2e-5f);
   }
