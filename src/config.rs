@@ -57,11 +57,25 @@ pub enum SchedulingPolicy {
 /// Which backend runs the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendKind {
-    /// The fast CPU backend.
+    /// The fast one of the device.
     #[default]
+    Auto,
+    /// The fast CPU backend.
     Cpu,
-    /// Plain loops in f32: the oracle, slow.
+    /// Plain loops in f32 on the CPU: the oracle, slow.
     Reference,
+}
+
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The first GPU if one can be used for this model, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// This one of the GPUs that the CUDA driver shows; an error if it cannot be had.
+    Cuda(u32),
 }
 
 /// Instruction path of the CPU backend.
@@ -115,8 +129,8 @@ pub struct EngineOptions {
     pub max_num_batched_tokens: usize,
     /// Positions of a KV block, a multiple of 8 up to 256. Default 16.
     pub block_size: usize,
-    /// Bytes of the KV cache; when absent the smaller of 4 GiB and a quarter of what the process
-    /// may use.
+    /// Bytes of the KV cache; when absent, on the CPU, the smaller of 4 GiB and a quarter of what
+    /// the process may use; on a GPU what `gpu_memory_utilization` leaves.
     pub kv_cache_memory_bytes: Option<u64>,
     /// Blocks of the KV cache (without the null block), instead of bytes: for tests.
     pub num_kv_blocks: Option<usize>,
@@ -144,6 +158,16 @@ pub struct EngineOptions {
     pub max_undrained_bytes: usize,
     /// Which backend.
     pub backend: BackendKind,
+    /// Where the model runs. Default `Auto`.
+    pub device: Device,
+    /// Share of a GPU's memory, as far as it is free when the engine starts, which weights,
+    /// activations and KV cache may fill: above 0, at most 1. Default 0.92.
+    pub gpu_memory_utilization: f64,
+    /// Does without CUDA graphs. Default false.
+    pub enforce_eager: bool,
+    /// On a GPU in bfloat16: only kernels whose result for a row does not depend on what else runs,
+    /// at the cost of speed. Everywhere else that is so anyway. Default false.
+    pub batch_invariant: bool,
     /// Compute threads; one for each core that the process may use when absent.
     pub cpu_threads: Option<usize>,
     /// Instruction path; the best one when absent.
@@ -181,7 +205,11 @@ impl EngineOptions {
             use_generation_config: true,
             chat_template: None,
             max_undrained_bytes: 64 << 20,
-            backend: BackendKind::Cpu,
+            backend: BackendKind::Auto,
+            device: Device::Auto,
+            gpu_memory_utilization: 0.92,
+            enforce_eager: false,
+            batch_invariant: false,
             cpu_threads: None,
             cpu_isa: None,
             cpu_pin_threads: false,

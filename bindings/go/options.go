@@ -71,7 +71,7 @@ type Options struct {
 
 var (
 	backends = map[string]C.uint32_t{
-		"": C.VRUST_BACKEND_CPU, "cpu": C.VRUST_BACKEND_CPU,
+		"": C.VRUST_BACKEND_AUTO, "auto": C.VRUST_BACKEND_AUTO, "cpu": C.VRUST_BACKEND_CPU,
 		"reference": C.VRUST_BACKEND_REFERENCE,
 	}
 	loadFormats = map[string]C.uint32_t{

@@ -22,7 +22,7 @@ export interface EngineOptions {
   /** Arithmetic; "auto": bfloat16 for bfloat16 checkpoints, else float32. */
   dtype?: 'auto' | 'float32' | 'float' | 'bfloat16';
   /** "reference" is slow, for comparisons. */
-  backend?: 'cpu' | 'reference';
+  backend?: 'auto' | 'cpu' | 'reference';
   /** "priority": lower `priority` of the request first, then arrival. */
   schedulingPolicy?: 'fcfs' | 'priority';
   /** Most positions of a sequence; 0: the model's own limit. */

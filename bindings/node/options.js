@@ -6,7 +6,7 @@ const native = require('./native.js');
 
 const ENUMS = {
   dtype: { auto: 0, float32: 1, float: 1, bfloat16: 2 },
-  backend: { cpu: 0, reference: 1 },
+  backend: { auto: 2, cpu: 0, reference: 1 },
   scheduling_policy: { fcfs: 0, priority: 1 },
   load_format: { auto: 0, safetensors: 0, dummy: 1 },
 };

@@ -110,8 +110,11 @@
 /// `backend`: the fast CPU backend.
 #define VRUST_BACKEND_CPU 0
 
-/// `backend`: plain float32 loops, the oracle; slow.
+/// `backend`: plain float32 loops on the CPU, the oracle; slow.
 #define VRUST_BACKEND_REFERENCE 1
+
+/// `backend`: the fast one of `device` (see `extra_json`).
+#define VRUST_BACKEND_AUTO 2
 
 /// `scheduling_policy`: first come, first served.
 #define VRUST_SCHEDULING_FCFS 0
@@ -314,7 +317,13 @@ typedef struct VrustEngineOptions {
   const char *chat_template;
   /// Bytes of `chat_template`.
   size_t chat_template_len;
-  /// JSON object of rarer options: num_kv_blocks, served_model_name (the metrics' model_name;
+  /// JSON object of rarer options: device ("auto", the default: the first GPU if it can be used
+  /// for this model, else the CPU; "cpu"; "cuda" or "cuda:N": that one of the GPUs which the
+  /// driver shows, an error if it cannot be had), gpu_memory_utilization (share of a GPU's
+  /// memory, as far as it is free at the start, that may be used: above 0, at most 1; 0.92),
+  /// enforce_eager (no CUDA graphs), batch_invariant (on a GPU in bfloat16: a request's tokens do
+  /// not depend on what else runs, at the cost of speed; everywhere else they never do),
+  /// num_kv_blocks, served_model_name (the metrics' model_name;
   /// `model` when absent), quantization ("int8": weights in 8 bits with one scale an output,
   /// "int4": in 4 bits with one scale for each 32 inputs; rounded when they are loaded; inputs
   /// of layers in 8 bits; "none", the default), cpu_isa ("avx512_bf16", "avx512", "avx2",
@@ -327,7 +336,8 @@ typedef struct VrustEngineOptions {
   const char *extra_json;
   /// Bytes of `extra_json`.
   size_t extra_json_len;
-  /// Bytes of the KV cache; 0: the smaller of 4 GiB and a quarter of what the process may use.
+  /// Bytes of the KV cache; 0: on the CPU the smaller of 4 GiB and a quarter of what the process
+  /// may use, on a GPU what gpu_memory_utilization leaves.
   uint64_t kv_cache_memory_bytes;
   /// Bytes of undrained events of the default queue past which its requests wait. 64 MiB.
   uint64_t max_undrained_bytes;
@@ -337,7 +347,7 @@ typedef struct VrustEngineOptions {
   uint32_t load_format;
   /// VRUST_DTYPE_AUTO, VRUST_DTYPE_FLOAT32 or VRUST_DTYPE_BFLOAT16.
   uint32_t dtype;
-  /// VRUST_BACKEND_CPU or VRUST_BACKEND_REFERENCE.
+  /// VRUST_BACKEND_AUTO, VRUST_BACKEND_CPU or VRUST_BACKEND_REFERENCE.
   uint32_t backend;
   /// VRUST_SCHEDULING_FCFS or VRUST_SCHEDULING_PRIORITY.
   uint32_t scheduling_policy;

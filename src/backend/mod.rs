@@ -16,6 +16,8 @@
 //! element type, so that quantized schemes and shards need no new op.
 
 pub mod cpu;
+#[allow(unsafe_code, reason = "the driver and its libraries are C, and device memory is raw")]
+pub mod cuda;
 pub mod reference;
 
 use std::ops::Range;
@@ -204,7 +206,7 @@ impl Heads {
 }
 
 /// What happens to queries and keys before they are cached and used.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RopeWrite {
     /// Head counts.
     pub heads: Heads,
@@ -216,7 +218,7 @@ pub struct RopeWrite {
 }
 
 /// How queries attend.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
     /// Head counts.
     pub heads: Heads,
@@ -271,6 +273,24 @@ pub struct StepInput<'a> {
     pub block_copies: &'a [BlockCopy],
 }
 
+/// How a row's token is drawn where the row alone decides: the filters and the noise of
+/// `sampling`, which is the oracle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DrawRule {
+    /// Seed of the noise.
+    pub seed: u64,
+    /// The new token's place in its sequence.
+    pub position: u32,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 0 is off.
+    pub top_k: u32,
+    /// 1 is off.
+    pub top_p: f32,
+    /// `ln(min_p)`; -inf is off.
+    pub ln_min_p: f32,
+}
+
 /// What a backend did since it was made. Counted inside the ops, not by their callers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendCounters {
@@ -299,6 +319,11 @@ pub trait Backend {
     fn activation(&mut self, width: usize) -> ActId;
     /// Bytes of one block over all layers and groups.
     fn kv_block_bytes(&self, spec: &KvSpec) -> usize;
+    /// Bytes that a device has for the KV cache, beside the weights and what steps within `limits`
+    /// need; `None` where the cache lies in the process's own memory.
+    fn kv_memory(&self, _limits: &StepLimits, _kv: &KvSpec) -> Result<Option<u64>> {
+        Ok(None)
+    }
     /// Allocates activations, scratch and a KV cache of `num_blocks` blocks (the null block
     /// included). Called once, after the model is loaded.
     fn allocate(&mut self, limits: StepLimits, kv: &KvSpec, num_blocks: usize) -> Result<()>;
@@ -337,6 +362,12 @@ pub trait Backend {
     /// Runs what was described and then `f(i, logits)` for each row `i` of the last `logits` call,
     /// concurrently and in no order. `f` may change the logits; a panic in `f` is passed on.
     fn map_logits(&mut self, f: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Result<()>;
+    /// Runs what was described and draws a token for each row of the last `logits` call, where this
+    /// backend can: `None` leaves it to `map_logits`, which may follow in any case. A row has no
+    /// token if its logits are none that a healthy model gives.
+    fn draw(&mut self, _rules: &[DrawRule]) -> Result<Option<Vec<Option<TokenId>>>> {
+        Ok(None)
+    }
     /// Runs what was described.
     fn finish_step(&mut self) -> Result<()>;
 

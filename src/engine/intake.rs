@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::device;
 use super::handle::Shared;
 use super::queue::EventQueue;
 use super::registry::Ticket;
@@ -203,7 +204,7 @@ pub(crate) fn check_options(options: &EngineOptions) -> Result<()> {
             format!("block_size: must be a multiple of 8 up to 256, got {}", options.block_size);
         return Err(Error::invalid("block_size", message).with("value", options.block_size));
     }
-    Ok(())
+    device::check_options(options)
 }
 
 /// The engine runs without a tokenizer, and `field` asks for text.

@@ -2,14 +2,13 @@
 
 use serde_json::{Value, json};
 
+use super::device::make_backend;
 use super::event::EventKind;
 use super::handle::{Shared, engine_event};
 use super::runner::{MAX_LOGITS_ROWS, Runner};
-use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::reference::ReferenceBackend;
 use crate::backend::{Backend, ComputeType, KvSpec, StepLimits};
 use crate::chat::ChatTemplate;
-use crate::config::{BackendKind, Quantization};
+use crate::config::Quantization;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::ModelInfo;
 use crate::model::{self, LoadOptions};
@@ -54,7 +53,7 @@ pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
     let options = &shared.options;
     let config = &shared.config;
     let compute = config.compute_type(options.dtype);
-    let mut backend = make_backend(shared, compute)?;
+    let mut backend = make_backend(options, compute)?;
     let mut reported = 0;
     let mut progress = |fraction: f32| {
         if shared.is_stopping() {
@@ -78,8 +77,12 @@ pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
     let model = model::load(config, &load_options, &mut *backend, &mut progress)?;
 
     let kv = config.kv_spec(options.block_size);
-    let num_blocks = num_kv_blocks(shared, backend.kv_block_bytes(&kv))?;
-    check_kv_bytes(num_blocks, backend.kv_block_bytes(&kv), os::memory_limit())?;
+    let block_bytes = backend.kv_block_bytes(&kv);
+    let of_device = backend.kv_memory(&step_limits(shared, shared.limits().max_model_len), &kv)?;
+    let num_blocks = num_kv_blocks(shared, block_bytes, of_device)?;
+    if of_device.is_none() {
+        check_kv_bytes(num_blocks, block_bytes, os::memory_limit())?;
+    }
     let max_model_len = max_model_len(shared, num_blocks)?;
     if !options.enable_chunked_prefill && options.max_num_batched_tokens < max_model_len {
         let (budget, limit) = (options.max_num_batched_tokens, max_model_len);
@@ -108,37 +111,19 @@ pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
     Ok(Loaded { runner, scheduler, max_model_len, info })
 }
 
-fn make_backend(shared: &Shared, compute: ComputeType) -> Result<Box<dyn Backend>> {
-    let options = &shared.options;
-    if let (BackendKind::Reference, Some(_)) = (options.backend, options.quantization) {
-        let message = "quantization: the reference backend keeps weights as they are";
-        return Err(Error::new(ErrorKind::Unsupported, message).with("field", "quantization"));
-    }
-    Ok(match options.backend {
-        BackendKind::Reference => Box::new(ReferenceBackend::new(compute)),
-        BackendKind::Cpu => Box::new(CpuBackend::new(CpuOptions {
-            compute,
-            quantization: options.quantization,
-            threads: options.cpu_threads,
-            isa: options.cpu_isa,
-            pin: options.cpu_pin_threads,
-        })?),
-    })
-}
-
 /// The KV cache's size where nobody says: of `memory` bytes that the process may use, a quarter.
 fn default_kv_bytes(memory: u64) -> u64 {
     DEFAULT_KV_BYTES.min(memory / 4)
 }
 
 /// Blocks of the pool, the null block not counted.
-fn num_kv_blocks(shared: &Shared, block_bytes: usize) -> Result<usize> {
+fn num_kv_blocks(shared: &Shared, block_bytes: usize, of_device: Option<u64>) -> Result<usize> {
     let options = &shared.options;
     if let Some(blocks) = options.num_kv_blocks {
         return Ok(blocks);
     }
-    let budget =
-        options.kv_cache_memory_bytes.unwrap_or_else(|| default_kv_bytes(os::memory_limit()));
+    let of_host = || default_kv_bytes(os::memory_limit());
+    let budget = options.kv_cache_memory_bytes.or(of_device).unwrap_or_else(of_host);
     let blocks = (budget / block_bytes as u64) as usize;
     if blocks == 0 {
         let message = format!(

@@ -15,6 +15,7 @@
 
 mod admit;
 mod deadlines;
+mod device;
 mod emit;
 mod event;
 mod figures;

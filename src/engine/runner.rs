@@ -1,6 +1,6 @@
 //! Model runner: flattens a `Batch`, walks the model, and hands out rows of logits.
 
-use crate::backend::{Backend, BackendCounters, SeqInput, StepInput};
+use crate::backend::{Backend, BackendCounters, DrawRule, SeqInput, StepInput};
 use crate::error::Result;
 use crate::ids::{BlockId, TokenId};
 use crate::model::Model;
@@ -8,6 +8,14 @@ use crate::scheduler::{Batch, Scheduler};
 
 /// Rows of logits computed at a time. Bounds the memory of logits, whatever the batch.
 pub(crate) const MAX_LOGITS_ROWS: usize = 64;
+
+/// How every row's token may be drawn by the backend, and who takes the tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct Draw<'a> {
+    pub(crate) rules: &'a [DrawRule],
+    /// Called with a row's index and its token.
+    pub(crate) take: &'a dyn Fn(usize, TokenId),
+}
 
 /// Owns the model and the backend it runs on.
 pub(crate) struct Runner {
@@ -53,10 +61,13 @@ impl Runner {
         self.model.forward(&mut *self.backend);
     }
 
-    /// Runs the forward pass and then `f(i, logits)` for each `rows[i]`, concurrently.
+    /// Runs the forward pass and then `f(i, logits)` for each `rows[i]`, concurrently. Where every
+    /// row may be drawn by the backend, `draw` has the rules and takes the tokens: `f` then runs
+    /// only if the backend cannot.
     pub(crate) fn logits(
         &mut self,
         rows: &[u32],
+        draw: Option<Draw<'_>>,
         f: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Result<()> {
         if rows.is_empty() {
@@ -65,6 +76,13 @@ impl Runner {
         for (slice, rows) in rows.chunks(MAX_LOGITS_ROWS).enumerate() {
             self.backend.logits(self.model.head(), self.model.hidden(), rows);
             let first = slice * MAX_LOGITS_ROWS;
+            if let Some(Draw { rules, take }) = draw
+                && let Some(tokens) = self.backend.draw(&rules[first..first + rows.len()])?
+                && tokens.iter().all(Option::is_some)
+            {
+                tokens.into_iter().flatten().zip(first..).for_each(|(token, i)| take(i, token));
+                continue;
+            }
             self.backend.map_logits(&|i, logits| f(first + i, logits))?;
         }
         Ok(())

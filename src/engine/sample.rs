@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use super::output::Choice;
+use crate::backend::DrawRule;
 use crate::error::{Error, Result};
 use crate::ids::{SeqId, TokenId};
 use crate::request::TokenLogprobs;
@@ -93,6 +94,27 @@ impl Row<'_> {
             }
         };
         *self.output.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
+    }
+
+    /// How this row's token may be drawn by the backend; `None` where more is asked for.
+    pub(crate) fn rule(&self) -> Option<DrawRule> {
+        let Task::Sample { choice, position } = &self.task else { return None };
+        let sampler = choice.sampler.lock().unwrap_or_else(PoisonError::into_inner);
+        let draw = sampler.draw().filter(|_| !choice.nan_logits)?;
+        Some(DrawRule {
+            seed: draw.seed,
+            position: u32::try_from(*position).ok()?,
+            temperature: draw.temperature,
+            top_k: u32::try_from(draw.top_k).unwrap_or(u32::MAX),
+            top_p: draw.top_p,
+            ln_min_p: draw.ln_min_p,
+        })
+    }
+
+    /// Takes the token that the backend drew.
+    pub(crate) fn take(&self, token: TokenId) {
+        let made = Made::Token(Sampled { token, logprobs: None });
+        *self.output.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ok(made));
     }
 
     /// What came of it; nothing if the row was never run.

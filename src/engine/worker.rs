@@ -13,8 +13,9 @@ use super::load::{self, Loaded};
 use super::output::Choice;
 use super::queue::EventQueue;
 use super::registry::Ticket;
-use super::runner::Runner;
-use super::sample::{RowResult, rows_of};
+use super::runner::{Draw, Runner};
+use super::sample::{Row, RowResult, rows_of};
+use crate::backend::DrawRule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{RequestId, SeqId};
 use crate::metrics::Outcome;
@@ -188,7 +189,10 @@ impl Worker {
     fn sample(&mut self, batch: &Batch) -> Result<Vec<RowResult>> {
         let rows = rows_of(batch, &self.scheduler, &self.choices);
         let indices: Vec<u32> = rows.iter().map(|r| r.row).collect();
-        self.runner.logits(&indices, &|i, logits| rows[i].run(logits))?;
+        let rules: Option<Vec<DrawRule>> = rows.iter().map(Row::rule).collect();
+        let take = |i: usize, token| rows[i].take(token);
+        let draw = rules.as_deref().map(|rules| Draw { rules, take: &take });
+        self.runner.logits(&indices, draw, &|i, logits| rows[i].run(logits))?;
         Ok(rows.into_iter().filter_map(|r| r.into_result()).collect())
     }
 

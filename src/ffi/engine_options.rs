@@ -7,7 +7,7 @@ use super::input::{self, Versioned, flag, optional_text, owned, text, zeroed};
 use super::json;
 use super::version::VRUST_ABI_VERSION;
 use crate::config::{
-    BackendKind, CpuIsa, DebugOptions, EngineOptions, LoadFormat, ModelDType, Quantization,
+    BackendKind, CpuIsa, DebugOptions, Device, EngineOptions, LoadFormat, ModelDType, Quantization,
     SchedulingPolicy,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -26,8 +26,10 @@ pub const VRUST_DTYPE_BFLOAT16: u32 = 2;
 
 /// `backend`: the fast CPU backend.
 pub const VRUST_BACKEND_CPU: u32 = 0;
-/// `backend`: plain float32 loops, the oracle; slow.
+/// `backend`: plain float32 loops on the CPU, the oracle; slow.
 pub const VRUST_BACKEND_REFERENCE: u32 = 1;
+/// `backend`: the fast one of `device` (see `extra_json`).
+pub const VRUST_BACKEND_AUTO: u32 = 2;
 
 /// `scheduling_policy`: first come, first served.
 pub const VRUST_SCHEDULING_FCFS: u32 = 0;
@@ -55,7 +57,13 @@ pub struct VrustEngineOptions {
     pub chat_template: *const c_char,
     /// Bytes of `chat_template`.
     pub chat_template_len: usize,
-    /// JSON object of rarer options: num_kv_blocks, served_model_name (the metrics' model_name;
+    /// JSON object of rarer options: device ("auto", the default: the first GPU if it can be used
+    /// for this model, else the CPU; "cpu"; "cuda" or "cuda:N": that one of the GPUs which the
+    /// driver shows, an error if it cannot be had), gpu_memory_utilization (share of a GPU's
+    /// memory, as far as it is free at the start, that may be used: above 0, at most 1; 0.92),
+    /// enforce_eager (no CUDA graphs), batch_invariant (on a GPU in bfloat16: a request's tokens do
+    /// not depend on what else runs, at the cost of speed; everywhere else they never do),
+    /// num_kv_blocks, served_model_name (the metrics' model_name;
     /// `model` when absent), quantization ("int8": weights in 8 bits with one scale an output,
     /// "int4": in 4 bits with one scale for each 32 inputs; rounded when they are loaded; inputs
     /// of layers in 8 bits; "none", the default), cpu_isa ("avx512_bf16", "avx512", "avx2",
@@ -68,7 +76,8 @@ pub struct VrustEngineOptions {
     pub extra_json: *const c_char,
     /// Bytes of `extra_json`.
     pub extra_json_len: usize,
-    /// Bytes of the KV cache; 0: the smaller of 4 GiB and a quarter of what the process may use.
+    /// Bytes of the KV cache; 0: on the CPU the smaller of 4 GiB and a quarter of what the process
+    /// may use, on a GPU what gpu_memory_utilization leaves.
     pub kv_cache_memory_bytes: u64,
     /// Bytes of undrained events of the default queue past which its requests wait. 64 MiB.
     pub max_undrained_bytes: u64,
@@ -78,7 +87,7 @@ pub struct VrustEngineOptions {
     pub load_format: u32,
     /// VRUST_DTYPE_AUTO, VRUST_DTYPE_FLOAT32 or VRUST_DTYPE_BFLOAT16.
     pub dtype: u32,
-    /// VRUST_BACKEND_CPU or VRUST_BACKEND_REFERENCE.
+    /// VRUST_BACKEND_AUTO, VRUST_BACKEND_CPU or VRUST_BACKEND_REFERENCE.
     pub backend: u32,
     /// VRUST_SCHEDULING_FCFS or VRUST_SCHEDULING_PRIORITY.
     pub scheduling_policy: u32,
@@ -127,6 +136,7 @@ unsafe impl Versioned for VrustEngineOptions {
             abi_version: VRUST_ABI_VERSION,
             max_undrained_bytes: defaults.max_undrained_bytes as u64,
             seed: defaults.seed,
+            backend: VRUST_BACKEND_AUTO,
             max_num_seqs: count(defaults.max_num_seqs),
             max_num_batched_tokens: count(defaults.max_num_batched_tokens),
             block_size: count(defaults.block_size),
@@ -222,8 +232,11 @@ const POLICIES: [(u32, SchedulingPolicy); 2] = [
     (VRUST_SCHEDULING_FCFS, SchedulingPolicy::Fcfs),
     (VRUST_SCHEDULING_PRIORITY, SchedulingPolicy::Priority),
 ];
-const BACKENDS: [(u32, BackendKind); 2] =
-    [(VRUST_BACKEND_CPU, BackendKind::Cpu), (VRUST_BACKEND_REFERENCE, BackendKind::Reference)];
+const BACKENDS: [(u32, BackendKind); 3] = [
+    (VRUST_BACKEND_CPU, BackendKind::Cpu),
+    (VRUST_BACKEND_REFERENCE, BackendKind::Reference),
+    (VRUST_BACKEND_AUTO, BackendKind::Auto),
+];
 
 /// What a constant of the header stands for.
 fn choice<T: Copy>(value: u32, name: &str, values: &[(u32, T)]) -> Result<T> {
@@ -241,6 +254,12 @@ fn set_extra(options: &mut EngineOptions, extra: &Map<String, Value>) -> Result<
             continue;
         }
         match key.as_str() {
+            "device" => options.device = device(json::string(value, key)?)?,
+            "gpu_memory_utilization" => {
+                options.gpu_memory_utilization = json::double(value, key)?;
+            }
+            "enforce_eager" => options.enforce_eager = json::boolean(value, key)?,
+            "batch_invariant" => options.batch_invariant = json::boolean(value, key)?,
             "num_kv_blocks" => options.num_kv_blocks = Some(json::integer(value, key)?),
             "served_model_name" => {
                 options.served_model_name = Some(json::string(value, key)?.to_owned());
@@ -270,7 +289,7 @@ fn set_debug(debug: &mut DebugOptions, fields: &Map<String, Value>) -> Result<()
 }
 
 /// Options of vLLM's which this version lacks, with the value that asks for nothing.
-const NEUTRAL: [json::Neutral; 12] = [
+const NEUTRAL: [json::Neutral; 10] = [
     ("swap_space", json::Ask::Number(0.0)),
     ("cpu_offload_gb", json::Ask::Number(0.0)),
     ("kv_offloading_size", json::Ask::Number(0.0)),
@@ -279,11 +298,25 @@ const NEUTRAL: [json::Neutral; 12] = [
     ("enable_expert_parallel", json::Ask::False),
     ("enable_lora", json::Ask::False),
     ("trust_remote_code", json::Ask::Anything), // No code of a checkpoint is ever run.
-    ("enforce_eager", json::Ask::Anything),     // The CPU has no graphs.
-    ("gpu_memory_utilization", json::Ask::Anything), // There is no GPU to share.
     ("speculative_config", json::Ask::Nothing),
     ("kv_cache_dtype", json::Ask::Text("auto")),
 ];
+
+fn device(name: &str) -> Result<Device> {
+    let ordinal = match name {
+        "auto" => return Ok(Device::Auto),
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => Some(0),
+        other => other
+            .strip_prefix("cuda:")
+            .filter(|number| number.bytes().all(|b| b.is_ascii_digit()))
+            .and_then(|number| number.parse().ok()),
+    };
+    ordinal.map(Device::Cuda).ok_or_else(|| {
+        let message = format!("device: must be auto, cpu, cuda or cuda:N, got {name:?}");
+        Error::invalid("device", message).with("value", name)
+    })
+}
 
 fn quantization(name: &str) -> Result<Option<Quantization>> {
     let known = [Quantization::Int8, Quantization::Int4].into_iter().find(|q| q.name() == name);
@@ -349,9 +382,18 @@ mod tests {
         assert_eq!(int4.quantization, Some(Quantization::Int4));
         assert_eq!(with_extra(r#"{"quantization":"none"}"#).unwrap().quantization, None);
         assert_eq!((set.num_kv_blocks, set.cpu_isa), (Some(9), Some(CpuIsa::Avx2)));
+        for (name, meant) in [("cuda", Device::Cuda(0)), ("cuda:12", Device::Cuda(12))] {
+            let extra = format!(r#"{{"device":"{name}","gpu_memory_utilization":0.5}}"#);
+            let set = with_extra(&extra).unwrap();
+            assert_eq!((set.device, set.gpu_memory_utilization), (meant, 0.5));
+        }
         let cases = [
             (r#"{"swap_space":4}"#, ErrorKind::Unsupported, "swap_space"),
             (r#"{"quantization":"awq"}"#, ErrorKind::Unsupported, "quantization"),
+            (r#"{"device":"cuda:x"}"#, ErrorKind::InvalidArgument, "device"),
+            (r#"{"device":"cuda:+1"}"#, ErrorKind::InvalidArgument, "device"),
+            (r#"{"device":"tpu"}"#, ErrorKind::InvalidArgument, "device"),
+            (r#"{"enforce_eager":2}"#, ErrorKind::InvalidArgument, "enforce_eager"),
             (r#"{"debug":1}"#, ErrorKind::InvalidArgument, "debug"),
             (r#"{"debug":{"panic":1}}"#, ErrorKind::InvalidArgument, "panic"),
             (r#"{"debug":{"nan_logits_for":-1}}"#, ErrorKind::InvalidArgument, "nan_logits_for"),

@@ -96,6 +96,10 @@ pub(super) fn float(value: &Value, key: &str) -> Result<f32> {
     value.as_f64().map(|v| v as f32).ok_or_else(|| wrong(key, "a number", value))
 }
 
+pub(super) fn double(value: &Value, key: &str) -> Result<f64> {
+    value.as_f64().ok_or_else(|| wrong(key, "a number", value))
+}
+
 /// A whole number of the wanted type; `3.0` is one.
 pub(super) fn integer<T: TryFrom<i128>>(value: &Value, key: &str) -> Result<T> {
     let whole = |v: f64| (v.fract() == 0.0 && v.abs() < 9e15).then_some(v as i128);

@@ -31,7 +31,7 @@ pub extern "C" fn vrust_build_info_json() -> *const c_char {
         env!("VRUST_PROFILE"),
         r#"","git_revision":"#,
         env!("VRUST_GIT_REVISION"),
-        r#","backends":["cpu","reference"]}"#,
+        r#","backends":["cpu","cuda","reference"]}"#,
         "\0"
     )
     .as_ptr()

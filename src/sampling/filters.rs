@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::ids::TokenId;
 use crate::request::ResolvedParams;
 
+use super::Draw;
 use super::logprobs::{fast_exp, sum_exp};
 use super::row::{CHUNK, Maxima, token};
 
@@ -38,6 +39,12 @@ impl Filters {
     pub(super) fn new(params: &ResolvedParams) -> Self {
         let temperature = if params.is_greedy() { 0.0 } else { params.temperature };
         Self { temperature, top_k: params.top_k, top_p: params.top_p, ln_min_p: params.min_p.ln() }
+    }
+
+    /// These filters, for another place that draws.
+    pub(super) fn draw(&self, seed: u64) -> Draw {
+        let Self { temperature, top_k, top_p, ln_min_p } = *self;
+        Draw { seed, temperature, top_k, top_p, ln_min_p }
     }
 
     pub(super) fn is_greedy(&self) -> bool {

@@ -51,6 +51,21 @@ pub struct Sampled {
     pub logprobs: Option<TokenLogprobs>,
 }
 
+/// A draw that another place than this may make: [`SequenceSampler::draw`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// Seed of the noise.
+    pub seed: u64,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 0 is off.
+    pub top_k: usize,
+    /// 1 is off.
+    pub top_p: f32,
+    /// `ln(min_p)`; -inf is off.
+    pub ln_min_p: f32,
+}
+
 /// Chooses the tokens of one sequence: its parameters and what it generated so far. Used by one
 /// thread at a time.
 #[derive(Debug)]
@@ -109,6 +124,13 @@ impl SequenceSampler {
             return Err(error.clone());
         }
         SCRATCH.with_borrow_mut(|scratch| self.sample_with(logits, position, scratch))
+    }
+
+    /// How the next token is drawn, if nothing but filters and noise decides: no rule that changes
+    /// logits is active, and nobody asked for logprobs.
+    pub fn draw(&self) -> Option<Draw> {
+        let plain = self.broken.is_none() && self.logprobs.is_none() && !self.changes_logits();
+        plain.then(|| self.filters.draw(self.seed))
     }
 
     /// Counts `token` as generated. Preemption changes nothing: what was generated stays so.

@@ -19,8 +19,8 @@ posix="-D_POSIX_C_SOURCE=200809L"
 export LD_LIBRARY_PATH=$lib
 jobs=$(nproc)
 
-tests=(abi_layout version error arguments engine generate stream queue poll races lifecycle failure
-    tokenizer chat_parser stats log fork stress)
+tests=(abi_layout version error arguments engine cuda generate stream queue poll races lifecycle
+    failure tokenizer chat_parser stats log fork stress)
 quick=(version error arguments engine generate queue poll failure tokenizer chat_parser stats
     log)
 
@@ -89,6 +89,12 @@ all() {
         build_and_run clang++-c++17 "$clangxx" -std=c++17 -x c++
     fi
     build_and_run g++-c++17-static g++ -std=c++17 -x c++ static
+    # A device of the emulation (tests/cuda): `cuda` asks for it, the others get it by default.
+    selected=(cuda engine generate lifecycle races)
+    echo "on the stand-in driver:"
+    stand_in=$(tests/cuda/build.sh)
+    run gcc-c99 env VRUST_CUDA_LIB_DIR="$stand_in" LD_LIBRARY_PATH="$lib:$stand_in" \
+        XDG_CACHE_HOME="$PWD/$out/cache"
     if [ -f examples/demo-model/config.json ] && [ -z "${VRUST_TEST_MODEL:-}" ]; then
         model=examples/demo-model
         selected=(generate lifecycle tokenizer chat_parser)

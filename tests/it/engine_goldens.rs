@@ -10,7 +10,7 @@ use crate::engine_support::{fixture, greedy, options, ready, run};
 /// Largest difference of a logprob in float32.
 const TOLERANCE: f64 = 1e-3;
 
-const CASES: &[&str] = &[
+pub(crate) const CASES: &[&str] = &[
     "gpt2",
     "gpt2-base",
     "llama-f16",
@@ -47,7 +47,7 @@ fn every_instruction_path_agrees_with_transformers() {
     }
 }
 
-fn check_all(change: impl Fn(&mut EngineOptions)) {
+pub(crate) fn check_all(change: impl Fn(&mut EngineOptions)) {
     for case in CASES {
         let mut options = options(case);
         options.dtype = vrust::config::ModelDType::Float32;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use vrust::config::EngineOptions;
+use vrust::config::{Device, EngineOptions};
 use vrust::engine::{Engine, Event, EventKind, EventQueue, Finished, Polled};
 use vrust::error::Error;
 use vrust::ids::{RequestId, TokenId};
@@ -18,9 +18,10 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-/// Options for a fixture: two threads, checked after every step.
+/// Options for a fixture: two threads of the CPU, checked after every step.
 pub(crate) fn options(name: &str) -> EngineOptions {
     let mut options = EngineOptions::new(fixture(name));
+    options.device = Device::Cpu;
     options.cpu_threads = Some(2);
     options.num_kv_blocks = Some(256);
     options.debug.check_integrity = true;

@@ -124,7 +124,7 @@ fn progress_rises_to_one_and_cancels() {
     assert_eq!(error.kind(), ErrorKind::Cancelled);
 }
 
-fn check_float32(name: &str, make: MakeBackend<'_>) {
+pub(crate) fn check_float32(name: &str, make: MakeBackend<'_>) {
     for case in CASES {
         let largest = check_case(&format!("{name}: {case}"), make, case);
         println!("{name}: {case}: a logprob differs by {largest:.1e} at most");
@@ -156,7 +156,7 @@ fn check_case(name: &str, make: MakeBackend<'_>, case: &str) -> f64 {
 }
 
 /// The bits of the logits do not depend on how a prompt is cut.
-fn check_chunked(name: &str, make: MakeBackend<'_>) {
+pub(crate) fn check_chunked(name: &str, make: MakeBackend<'_>) {
     for case in CHUNKED {
         let golden = Golden::read(&folder(case));
         let config = config_of(&folder(case));
@@ -178,7 +178,7 @@ fn check_chunked(name: &str, make: MakeBackend<'_>) {
 /// bfloat16, because residuals, norms, softmax and logits stay f32 here; and the distance to
 /// transformers' bfloat16 is what two independent roundings explain. In the gentle cases that
 /// distance also has a limit of its own, at the prompt's places too.
-fn check_bf16(name: &str, make: MakeBackend<'_>) {
+pub(crate) fn check_bf16(name: &str, make: MakeBackend<'_>) {
     for case in ["qwen3-bf16"].iter().chain(GENTLE) {
         let [at_prompt, at_greedy] = distances_bf16(make, case);
         for (places, means) in [("prompt", at_prompt), ("greedy", at_greedy)] {

@@ -4,6 +4,7 @@
 
 mod backend_cpu;
 mod bad_checkpoints;
+mod cuda;
 mod demo_model;
 mod engine_bad_models;
 mod engine_failures;

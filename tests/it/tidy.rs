@@ -33,7 +33,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Where `unsafe` may stand.
-const UNSAFE_MAY_STAND_IN: &[&str] = &["src/ffi/", "src/backend/cpu/", "src/os.rs"];
+const UNSAFE_MAY_STAND_IN: &[&str] =
+    &["src/ffi/", "src/backend/cpu/", "src/backend/cuda/", "src/os.rs"];
 /// Where exported symbols may stand.
 const EXPORTS_STAND_IN: &str = "src/ffi/";
 

@@ -17,7 +17,7 @@ from .errors import VrustError
 
 _FINISH = {1: "stop", 2: "stop", 3: "stop", 4: "length", 5: "abort", 6: "deadline"}
 _DTYPES = {"auto": 0, "float32": 1, "float": 1, "bfloat16": 2}
-_BACKENDS = {"cpu": 0, "reference": 1}
+_BACKENDS = {"cpu": 0, "reference": 1, "auto": 2}
 _POLICIES = {"fcfs": 0, "priority": 1}
 _LOAD_FORMATS = {"auto": 0, "safetensors": 0, "dummy": 1}
 _ENUMS = {

@@ -7,7 +7,8 @@ from typing import Any, Optional, Union
 from .engine import Engine
 
 # Taken because scripts pass them; they change nothing on the CPU.
-_WITHOUT_EFFECT = ("gpu_memory_utilization", "enforce_eager", "disable_log_stats")
+_WITHOUT_EFFECT = ("disable_log_stats",)
+_OF_THE_DEVICE = ("device", "gpu_memory_utilization", "enforce_eager")
 
 
 @dataclass
@@ -99,7 +100,11 @@ class LLM:
                           stacklevel=2)
         for name in _WITHOUT_EFFECT:
             options.pop(name, None)
-        self.engine = Engine(model, **options)
+        extra = dict(options.pop("extra", None) or {})
+        for name in _OF_THE_DEVICE:
+            if name in options:
+                extra[name] = options.pop(name)
+        self.engine = Engine(model, extra=extra, **options)
 
     def __enter__(self):
         return self

@@ -23,8 +23,12 @@ enum class Dtype : uint32_t {
   bfloat16 = VRUST_DTYPE_BFLOAT16,
 };
 
-/// What computes: the fast CPU backend, or plain float32 loops, the oracle.
-enum class Backend : uint32_t { cpu = VRUST_BACKEND_CPU, reference = VRUST_BACKEND_REFERENCE };
+/// What computes: the fast backend of the device, the CPU's, or plain float32 loops, the oracle.
+enum class Backend : uint32_t {
+  automatic = VRUST_BACKEND_AUTO,
+  cpu = VRUST_BACKEND_CPU,
+  reference = VRUST_BACKEND_REFERENCE
+};
 
 /// Which request is next: the first that came, or the one of the lowest priority number.
 enum class SchedulingPolicy : uint32_t {

@@ -1,0 +1,51 @@
+// Element access by type, and sums over a block.
+#ifndef VRUST_REDUCE_CUH
+#define VRUST_REDUCE_CUH
+#include "ptx.cuh"
+
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(bf16 x) {
+  return __uint_as_float(static_cast<u32>(x.bits) << 16);
+}
+__device__ __forceinline__ float widen(f16 x) { return ptx::to_f32(x); }
+
+__device__ __forceinline__ void store(float* p, float x) { *p = x; }
+__device__ __forceinline__ void store(bf16* p, float x) { *p = ptx::to_bf16(x); }
+
+// Four at once, from and to addresses aligned for that.
+__device__ __forceinline__ float4 load4(const float* p) {
+  return *reinterpret_cast<const float4*>(p);
+}
+__device__ __forceinline__ void store4(float* p, const float4& x) {
+  *reinterpret_cast<float4*>(p) = x;
+}
+__device__ __forceinline__ void store4(bf16* p, const float4& x) {
+  *reinterpret_cast<uint2*>(p) = make_uint2(ptx::pack_bf16(x.x, x.y), ptx::pack_bf16(x.z, x.w));
+}
+
+__device__ __forceinline__ float low_half(u32 pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+__device__ __forceinline__ float warp_sum(float x) {
+  for (int d = 16; d != 0; d /= 2) x += __shfl_xor_sync(~0u, x, d);
+  return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+  for (int d = 16; d != 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, d));
+  return x;
+}
+
+// The block's sum, in every thread. `scratch` has a place for each warp and is free for the next
+// use after one more barrier.
+__device__ __forceinline__ float block_sum(float x, float* scratch) {
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  x = warp_sum(x);
+  if (lane == 0) scratch[warp] = x;
+  __syncthreads();
+  return warp_sum(lane < warps ? scratch[lane] : 0.0f);
+}
+
+#endif

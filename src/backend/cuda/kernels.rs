@@ -1,0 +1,239 @@
+//! The kernels: their text, and the functions that come of it.
+
+use std::ffi::CString;
+
+use super::compile::compile;
+use super::driver::{Function, Module};
+use super::probe::Device;
+use super::work::{HEAD_DIMS, tile_rows};
+use crate::backend::{ComputeType, DType};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A file of `kernels/`.
+#[derive(Clone, Copy)]
+pub(super) struct Source {
+    pub(super) name: &'static str,
+    pub(super) text: &'static str,
+}
+
+macro_rules! sources {
+    ($($file:literal),* $(,)?) => {
+        &[$(Source { name: $file, text: include_str!(concat!("../../../kernels/", $file)) }),*]
+    };
+}
+
+/// Each becomes a cubin.
+pub(super) const PROGRAMS: &[Source] = sources![
+    "attention.cu",
+    "blocks.cu",
+    "decode.cu",
+    "elementwise.cu",
+    "gemm.cu",
+    "norm.cu",
+    "prefill.cu",
+    "rope.cu",
+    "sample.cu",
+    "sampling.cu",
+    "skinny.cu",
+];
+/// What programs include.
+pub(super) const HEADERS: &[Source] =
+    sources!["args.cuh", "ptx.cuh", "reduce.cuh", "tensor.cuh", "types.cuh"];
+
+/// One kernel for each type of a checkpoint's weights.
+#[derive(Clone, Copy)]
+pub(super) struct ByWeight([Function; 3]);
+
+impl ByWeight {
+    pub(super) fn of(self, dtype: DType) -> Function {
+        match dtype {
+            DType::F32 => self.0[0],
+            DType::Bf16 => self.0[1],
+            DType::F16 => self.0[2],
+        }
+    }
+}
+
+/// One kernel for each type of output: f32, and bf16 for the inputs of linear layers.
+#[derive(Clone, Copy)]
+pub(super) struct ByOutput([Function; 2]);
+
+impl ByOutput {
+    pub(super) fn of(self, bf16: bool) -> Function {
+        self.0[usize::from(bf16)]
+    }
+}
+
+/// Kernels of bf16 that use tensor cores.
+pub(super) struct Tensor {
+    /// By place in `HEAD_DIMS`.
+    pub(super) decode_attention: [ByOutput; HEAD_DIMS.len()],
+    /// By place in `HEAD_DIMS`.
+    pub(super) prefill_attention: [ByOutput; HEAD_DIMS.len()],
+    pub(super) attention_merge: ByOutput,
+    /// Products of at most 8 and at most 16 rows.
+    pub(super) skinny_gemm: [Function; 2],
+    pub(super) skinny_sum: Function,
+}
+
+/// The functions, for one type of KV cache. Named as in kernels/README.md.
+pub(super) struct Kernels {
+    pub(super) embed: ByWeight,
+    pub(super) add_position: ByWeight,
+    pub(super) activate: ByOutput,
+    pub(super) gated_activation: ByOutput,
+    pub(super) add_bias: Function,
+    pub(super) convert_bf16: Function,
+    /// f32 rows to f32 or bf16.
+    pub(super) gather_rows: ByOutput,
+    pub(super) rms_norm: ByOutput,
+    pub(super) layer_norm: ByOutput,
+    pub(super) rope_write_kv: Function,
+    pub(super) paged_attention: ByOutput,
+    pub(super) gemm: ByWeight,
+    pub(super) fill_blocks: Function,
+    pub(super) sample: Function,
+    /// In bfloat16.
+    pub(super) tensor: Option<Tensor>,
+    /// Functions live as long as these.
+    _modules: Modules,
+}
+
+/// The cubins, loaded; in the order of `PROGRAMS`.
+struct Modules(Vec<Module>);
+
+impl Modules {
+    fn find(&self, program: &str, name: &str) -> Result<Function> {
+        let at = PROGRAMS.iter().position(|source| source.name == program);
+        let module = at.and_then(|at| self.0.get(at)).ok_or_else(|| unknown(program))?;
+        module.function(&CString::new(name).map_err(|_| unknown(name))?)
+    }
+
+    fn by_weight(&self, program: &str, name: &str) -> Result<ByWeight> {
+        let one = |suffix| self.find(program, &format!("{name}_{suffix}"));
+        Ok(ByWeight([one("f32")?, one("bf16")?, one("f16")?]))
+    }
+
+    fn by_output(&self, program: &str, name: &str) -> Result<ByOutput> {
+        let one = |suffix| self.find(program, &format!("{name}_{suffix}"));
+        Ok(ByOutput([one("f32")?, one("bf16")?]))
+    }
+
+    /// By place in `HEAD_DIMS`; each may have `shared` bytes of shared memory.
+    fn by_head_dim(
+        &self,
+        program: &str,
+        name: &str,
+        shared: fn(usize) -> u32,
+    ) -> Result<[ByOutput; HEAD_DIMS.len()]> {
+        let mut found = Vec::new();
+        for head_dim in HEAD_DIMS {
+            let functions = self.by_output(program, &format!("{name}_{head_dim}"))?;
+            functions.0.iter().try_for_each(|f| f.allow_shared(shared(head_dim)))?;
+            found.push(functions);
+        }
+        found.try_into().map_err(|_| unknown(name))
+    }
+}
+
+impl Kernels {
+    /// Compiles and loads what `compute` needs.
+    pub(super) fn load(device: &Device, compute: ComputeType) -> Result<Self> {
+        let cubins = compile(PROGRAMS, HEADERS, device)?;
+        let loaded = cubins.iter().map(|cubin| Module::load(cubin)).collect::<Result<_>>()?;
+        let modules = Modules(loaded);
+        let (cache, tensor) = match compute {
+            ComputeType::F32 => ("f32", None),
+            ComputeType::Bf16 => ("bf16", Some(Tensor::find(&modules)?)),
+        };
+        // There is no attention over an f32 cache for bf16 layers: that combination does not occur.
+        let paged_attention = match compute {
+            ComputeType::F32 => {
+                ByOutput([modules.find("attention.cu", "paged_attention_f32_f32")?; 2])
+            }
+            ComputeType::Bf16 => modules.by_output("attention.cu", "paged_attention_bf16")?,
+        };
+        Ok(Self {
+            embed: modules.by_weight("elementwise.cu", "embed")?,
+            add_position: modules.by_weight("elementwise.cu", "add_position")?,
+            activate: modules.by_output("elementwise.cu", "activate")?,
+            gated_activation: modules.by_output("elementwise.cu", "gated_activation")?,
+            add_bias: modules.find("elementwise.cu", "add_bias")?,
+            convert_bf16: modules.find("elementwise.cu", "convert_bf16")?,
+            gather_rows: modules.by_output("elementwise.cu", "gather_rows_f32")?,
+            rms_norm: modules.by_output("norm.cu", "rms_norm")?,
+            layer_norm: modules.by_output("norm.cu", "layer_norm")?,
+            rope_write_kv: modules.find("rope.cu", &format!("rope_write_kv_{cache}"))?,
+            paged_attention,
+            gemm: modules.by_weight("gemm.cu", "gemm")?,
+            fill_blocks: modules.find("blocks.cu", &format!("fill_blocks_{cache}"))?,
+            sample: modules.find("sample.cu", "sample")?,
+            tensor,
+            _modules: modules,
+        })
+    }
+}
+
+impl Tensor {
+    fn find(modules: &Modules) -> Result<Self> {
+        let skinny = |rows| modules.find("skinny.cu", &format!("skinny_gemm_{rows}"));
+        Ok(Self {
+            decode_attention: modules.by_head_dim(
+                "decode.cu",
+                "decode_attention",
+                decode_shared,
+            )?,
+            prefill_attention: modules.by_head_dim(
+                "prefill.cu",
+                "prefill_attention",
+                prefill_shared,
+            )?,
+            attention_merge: modules.by_output("decode.cu", "attention_merge")?,
+            skinny_gemm: [skinny(8)?, skinny(16)?],
+            skinny_sum: modules.find("skinny.cu", "skinny_sum")?,
+        })
+    }
+}
+
+/// Threads of a block of `decode_attention_D`.
+pub(super) fn decode_block(head_dim: usize) -> u32 {
+    if head_dim < 192 { 128 } else { 64 }
+}
+
+/// Bytes of shared memory of `decode_attention_D`.
+pub(super) fn decode_shared(head_dim: usize) -> u32 {
+    (decode_block(head_dim) / 32 * 64 + 16) * (head_dim as u32 + 8) * 2
+}
+
+/// Threads of a block of `prefill_attention_D`: a warp takes 16 rows.
+pub(super) fn prefill_block(head_dim: usize) -> u32 {
+    tile_rows(head_dim) as u32 / 16 * 32
+}
+
+/// Bytes of shared memory of `prefill_attention_D`.
+pub(super) fn prefill_shared(head_dim: usize) -> u32 {
+    (if head_dim < 192 { 256 } else { 192 }) * (head_dim as u32 + 8) * 2
+}
+
+fn unknown(name: &str) -> Error {
+    Error::new(ErrorKind::Panic, format!("there is no kernel {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_kernels_is_compiled_or_included() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let known = |list: &[Source]| list.iter().any(|source| source.name == name);
+            match name.rsplit('.').next().unwrap() {
+                "cu" => assert!(known(PROGRAMS), "{name} is compiled"),
+                "cuh" => assert!(known(HEADERS), "{name} is handed to the compiler"),
+                _ => {}
+            }
+        }
+    }
+}

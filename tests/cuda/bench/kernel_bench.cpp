@@ -1,0 +1,261 @@
+// Times the kernels at the shapes of Llama-3.1-8B, each against what the device can do at best: its
+// copy speed, measured here, or the work done.
+//
+//   kernel_bench --cuda libcuda.so.1 --nvrtc libnvrtc.so.13 [--sources kernels] [--small 1]
+//
+// One JSON object a line. With --small tiny shapes, for a dry run on the stand-in.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <functional>
+
+#include "../checks/paged.h"
+
+namespace {
+
+struct Bench {
+  Device& device;
+  bool small;
+  double copy_speed = 0;  // bytes a second
+
+  int repeats() const { return small ? 1 : 20; }
+
+  template <class... A>
+  void launch(const std::string& kernel, Grid grid, unsigned block, unsigned shared,
+              const A&... args) {
+    auto values = std::make_tuple(argument(args)...);
+    std::apply(
+        [&](auto&... each) {
+          void* parameters[] = {&each...};
+          device.launch(kernel, grid, block, shared, parameters);
+        },
+        values);
+  }
+  // Seconds of one call, warm.
+  double seconds(const std::function<void()>& work) {
+    for (int i = 0; i < (small ? 1 : 3); i++) work();
+    device.synchronize();
+    return device.time(repeats(), work);
+  }
+  void print(const std::string& name, const std::string& shape, double s, double bytes,
+             double flops) {
+    std::printf("{\"kernel\": \"%s\", \"shape\": \"%s\", \"us\": %.3f, \"gb_per_s\": %.1f, "
+                "\"share_of_copy\": %.3f, \"tflop_per_s\": %.2f}\n",
+                name.c_str(), shape.c_str(), s * 1e6, bytes / s / 1e9, bytes / s / copy_speed,
+                flops / s / 1e12);
+    std::fflush(stdout);
+  }
+};
+
+template <class T>
+Buffer<T> zeros(Device& device, size_t n) {
+  return Buffer<T>(device, std::vector<T>(n));
+}
+
+void copy_speed(Bench& b) {
+  const size_t bytes = b.small ? size_t{1} << 16 : size_t{1} << 30;
+  auto pool = zeros<u32>(b.device, bytes / 2);
+  std::vector<u32> pairs = {0, 1};
+  Buffer<u32> dpairs(b.device, pairs);
+  const u64 block_bytes = bytes;
+  // Enough blocks for every multiprocessor.
+  double s = b.seconds([&] {
+    b.launch("copy_blocks", {b.device.multiprocessors() * 16}, 256, 0, pool, dpairs, block_bytes);
+  });
+  b.copy_speed = 2.0 * static_cast<double>(bytes) / s;
+  b.print("copy_blocks", std::to_string(bytes >> 20) + " MiB", s, 2.0 * static_cast<double>(bytes),
+          0);
+}
+
+void skinny(Bench& b) {
+  const u32 shapes[][2] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336},
+                           {128256, 4096}};
+  for (auto [n0, k0] : shapes) {
+    const u32 n = b.small ? 64 : n0, k = b.small ? 256 : k0;
+    // Several copies, so that the second-level cache does not hold the weights.
+    const u32 copies = b.small ? 1 : std::max<u32>(2, (256u << 20) / (n * k * 2) + 1);
+    auto w = zeros<bf16>(b.device, size_t{copies} * n * k);
+    auto x = zeros<bf16>(b.device, size_t{16} * k);
+    auto y = zeros<float>(b.device, size_t{16} * n);
+    const u32 blocks = n / 16, wanted = 2 * b.device.multiprocessors();
+    const u32 splits = blocks >= wanted ? 1 : std::min(wanted / blocks + 1, k / 1024 + 1);
+    auto partial = zeros<float>(b.device, size_t{splits} * 16 * n);
+    for (u32 rows : {1u, 8u, 16u}) {
+      u32 turn = 0;
+      double s = b.seconds([&] {
+        u64 weights = w.pointer() + u64{turn++ % copies} * n * k * 2;
+        u64 p = splits > 1 ? partial.pointer() : kNull;
+        b.launch(rows <= 8 ? "skinny_gemm_8" : "skinny_gemm_16", {n / 16, splits}, 256, 0, y, x,
+                 weights, kNull, p, rows, n, k, 0u);
+        if (splits > 1) {
+          b.launch("skinny_sum", {(n + 255) / 256, rows}, 256, 0, y, kNull, p, splits, n, 0u);
+        }
+      });
+      b.print("skinny_gemm", std::to_string(rows) + "x" + std::to_string(n) + "x" +
+              std::to_string(k), s, 2.0 * n * k, 2.0 * rows * n * k);
+    }
+  }
+}
+
+// Buffers of one layer's attention over `seqs` sequences of `length` positions each.
+struct Layer {
+  Heads h{32, 8, 128};
+  u32 block_size = 16, seqs, length, query;
+  Buffer<bf16> pool;
+  Buffer<float> qkv;
+  Buffer<bf16> out;
+  std::vector<Seq> all;
+  std::vector<u32> table;
+
+  Layer(Device& device, u32 seqs, u32 length, u32 query)
+      : seqs(seqs),
+        length(length),
+        query(query),
+        pool(zeros<bf16>(device, size_t{seqs} * blocks() * stride())),
+        qkv(zeros<float>(device, size_t{seqs} * query * h.width())),
+        out(zeros<bf16>(device, size_t{seqs} * query * h.heads * h.head_dim)) {
+    for (u32 i = 0; i < seqs; i++) {
+      all.push_back({i * query, query, length - query, i * blocks(), blocks(), {}});
+    }
+    table = Random(1).permutation(seqs * blocks());
+  }
+  u32 blocks() const { return (length + block_size - 1) / block_size; }
+  u64 stride() const { return u64{2} * h.kv_heads * block_size * h.head_dim; }
+  AttentionArgs args(u64 table, u64 seqs, u64 work, u64 count, u64 partial) const {
+    return {out.pointer(), qkv.pointer(), pool.pointer(), table, seqs, 0, 0, work, count, partial,
+            stride(), 0, stride() / 2, h.heads, h.kv_heads, h.head_dim, block_size, h.width(), 0,
+            0.088f, 0};
+  }
+};
+
+void decode(Bench& b) {
+  const u32 shapes[][2] = {{1, 1024}, {8, 1024}, {32, 1024}, {128, 1024}, {1, 32768}, {16, 8192}};
+  for (auto [seqs0, length0] : shapes) {
+    const u32 seqs = b.small ? 2 : seqs0, length = b.small ? 100 : length0;
+    Layer l(b.device, seqs, length, 1);
+    // About three pieces for each multiprocessor.
+    const u32 wanted = 3 * b.device.multiprocessors() / (l.h.kv_heads * seqs) + 1;
+    const u32 piece = std::max<u32>(64, (length / wanted + 15) / 16 * 16);
+    const u32 pieces = (length + piece - 1) / piece;
+    std::vector<Work> work, merges;
+    for (u32 i = 0; i < seqs; i++) {
+      for (u32 p = 0; p < pieces; p++) {
+        u32 end = std::min(length, (p + 1) * piece);
+        work.push_back({i, i, p * piece, end, pieces > 1 ? i * pieces + p : kNone, {}});
+      }
+      merges.push_back({i, i, i * pieces, (i + 1) * pieces, 0, {}});
+    }
+    Buffer<u32> table(b.device, l.table);
+    Buffer<Seq> all(b.device, l.all);
+    Buffer<Work> dwork(b.device, work), dmerges(b.device, merges);
+    Buffer<u32> counts(b.device, std::vector<u32>{static_cast<u32>(work.size()), seqs, 0, 0});
+    auto partial = zeros<float>(b.device, work.size() * l.h.heads * (l.h.head_dim + 2));
+    auto args = l.args(table.pointer(), all.pointer(), dwork.pointer(), counts.pointer(),
+                       partial.pointer());
+    auto merge = l.args(table.pointer(), all.pointer(), dmerges.pointer(), counts.pointer() + 4,
+                        partial.pointer());
+    const u32 shared = (4 * 64 + 16) * (128 + 8) * 2;
+    double s = b.seconds([&] {
+      b.launch("decode_attention_128_bf16", {static_cast<u32>(work.size()), l.h.kv_heads}, 128,
+               shared, args);
+      if (pieces > 1) b.launch("attention_merge_bf16", {seqs, l.h.heads}, 128, 0, merge);
+    });
+    double bytes = 2.0 * 2 * seqs * length * l.h.kv_heads * l.h.head_dim;
+    b.print("decode_attention", std::to_string(seqs) + " of " + std::to_string(length), s, bytes,
+            4.0 * seqs * length * l.h.heads * l.h.head_dim);
+  }
+}
+
+void prefill(Bench& b) {
+  for (u32 length0 : {1024u, 8192u}) {
+    const u32 length = b.small ? 130 : length0;
+    Layer l(b.device, 1, length, length);
+    std::vector<Work> work;
+    for (u32 r = 0; r < length; r += 128) work.push_back({0, r, 0, 0, kNone, {}});
+    std::reverse(work.begin(), work.end());
+    Buffer<u32> table(b.device, l.table);
+    Buffer<Seq> all(b.device, l.all);
+    Buffer<Work> dwork(b.device, work);
+    auto args = l.args(table.pointer(), all.pointer(), dwork.pointer(), 0, 0);
+    double s = b.seconds([&] {
+      b.launch("prefill_attention_128_bf16", {static_cast<u32>(work.size()), l.h.heads}, 256,
+               256 * (128 + 8) * 2, args);
+    });
+    b.print("prefill_attention", std::to_string(length), s, 0,
+            2.0 * length * length * l.h.heads * l.h.head_dim);
+  }
+}
+
+void rows(Bench& b) {
+  const u32 n = b.small ? 2 : 4096, width = b.small ? 64 : 4096, wide = b.small ? 64 : 14336;
+  auto x = zeros<float>(b.device, size_t{n} * 2 * wide), weight = zeros<float>(b.device, width);
+  auto out = zeros<bf16>(b.device, size_t{n} * wide);
+  double s = b.seconds([&] {
+    b.launch("rms_norm_bf16", {n}, 256, 0, out, x, weight, width, 1e-5f);
+  });
+  b.print("rms_norm", std::to_string(n) + "x" + std::to_string(width), s, 6.0 * n * width, 0);
+  s = b.seconds([&] {
+    b.launch("gated_activation_bf16", {(wide + 1023) / 1024, n}, 256, 0, out, x, wide, 0u);
+  });
+  b.print("gated_activation", std::to_string(n) + "x" + std::to_string(wide), s, 10.0 * n * wide,
+          0);
+}
+
+void sampling(Bench& b) {
+  const u32 vocab = b.small ? 500 : 128256;
+  for (u32 n0 : {1u, 256u}) {
+    const u32 n = b.small ? 1 : n0;
+    Buffer<float> logits(b.device, Random(3).normals(size_t{n} * vocab, 2.0f));
+    auto token = zeros<u32>(b.device, n);
+    struct Row {
+      u64 seed;
+      u32 position;
+      float temperature;
+      u32 top_k;
+      float top_p, ln_min_p;
+      u32 rest[9];
+    };
+    const std::pair<const char*, Row> kinds[] = {{"all tokens", {1, 1, 1, 0, 1, -INFINITY, {}}},
+                                                 {"top 50", {1, 1, 0.8f, 50, 0.95f, -INFINITY, {}}},
+                                                 {"top p 0.9", {1, 1, 1, 0, 0.9f, -INFINITY, {}}}};
+    for (const auto& [name, row] : kinds) {
+      Buffer<Row> how(b.device, std::vector<Row>(n, row));
+      double s = b.seconds([&] {
+        b.launch("sample", {n}, 1024, 18960, token, logits, how, vocab);
+      });
+      b.print("sample", std::to_string(n) + " rows, " + name, s, 4.0 * n * vocab, 0);
+    }
+    double s = b.seconds([&] {
+      b.launch("argmax", {n}, 512, 0, token, kNull, kNull, logits, vocab);
+    });
+    b.print("argmax", std::to_string(n) + " rows", s, 4.0 * n * vocab, 0);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string cuda = "libcuda.so.1", nvrtc = "libnvrtc.so.13", sources = "kernels";
+  bool small = false;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    std::string key = argv[i];
+    if (key == "--cuda") cuda = argv[i + 1];
+    if (key == "--nvrtc") nvrtc = argv[i + 1];
+    if (key == "--sources") sources = argv[i + 1];
+    if (key == "--small") small = argv[i + 1][0] == '1';
+  }
+  try {
+    Device device(cuda, nvrtc, {sources});
+    std::printf("{\"device\": \"%s\", \"sm\": %u, \"multiprocessors\": %u, \"kernels\": %zu, "
+                "\"compile_s\": %.2f}\n",
+                device.name().c_str(), device.capability(), device.multiprocessors(),
+                device.kernels().size(), device.compile_seconds());
+    Bench bench{device, small};
+    for (auto part : {copy_speed, skinny, decode, prefill, rows, sampling}) part(bench);
+  } catch (const std::exception& e) {
+    std::printf("{\"error\": \"%s\"}\n", e.what());
+    return 1;
+  }
+  return 0;
+}

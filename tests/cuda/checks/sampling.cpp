@@ -1,0 +1,320 @@
+// Choosing tokens.
+#include "check.h"
+
+#include <algorithm>
+#include <functional>
+
+CHECK(argmax_rows) {
+  for (u32 vocab : {1u, 31u, 511u, 513u, 5000u}) {
+    const u32 rows = 5;
+    Random random(vocab);
+    auto logits = random.normals(size_t{rows} * vocab, 4.0f);
+    logits[vocab - 1] = logits[vocab / 2] = 50;                    // equals: the first counts
+    for (u32 i = 0; i < vocab; i++) logits[vocab + i] = -1e30f;    // far below
+    for (u32 i = 0; i < vocab; i++) logits[2 * size_t{vocab} + i] = 3;  // all equal
+    logits[3 * size_t{vocab} + vocab / 2] = NAN;
+    std::vector<u32> tokens;
+    std::vector<float> maxima, sums;
+    for (u32 r = 0; r < rows; r++) {
+      const float* row = &logits[size_t{r} * vocab];
+      if (r == 3) {
+        tokens.push_back(kNone);
+        maxima.push_back(NAN);
+        sums.push_back(NAN);
+        continue;
+      }
+      const float* best = std::max_element(row, row + vocab);
+      double sum = 0;
+      for (u32 i = 0; i < vocab; i++) sum += std::exp(double{row[i]} - *best);
+      tokens.push_back(static_cast<u32>(best - row));
+      maxima.push_back(*best);
+      sums.push_back(static_cast<float>(*best + std::log(sum)));
+    }
+    c.shape(std::to_string(vocab));
+    auto token = c.room<u32>(rows);
+    auto top = c.room<float>(rows), sum = c.room<float>(rows);
+    auto d = c.put(logits);
+    c.run("argmax", {rows}, 512, 0, token, top, sum, d, vocab);
+    c.equal(token, tokens);
+    c.near(top, maxima, 0);
+    c.near(sum, sums, 1e-5f, 1e-6f);
+    auto again = c.room<u32>(rows);
+    c.run("argmax", {rows}, 512, 0, again, kNull, kNull, d, vocab);
+    c.equal(again, tokens);
+  }
+}
+
+namespace {
+
+struct SampleRow {
+  u64 seed;
+  u32 position;
+  float temperature;
+  u32 top_k;
+  float top_p, ln_min_p;
+  u32 edits, num_edits, seen, num_seen;
+  float repetition, frequency, presence;
+  u32 allowed, unused;
+};
+struct Edit {
+  u32 token;
+  float add;
+};
+struct Seen {
+  u32 token, count;
+};
+static_assert(sizeof(SampleRow) == 64);
+constexpr u32 kShared = 18960;
+
+u64 mix(u64 x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return x ^ (x >> 31);
+}
+
+double noisy(float z, u64 seed, u32 position, u32 token) {
+  const u64 step = 0x9e3779b97f4a7c15ull;
+  u64 key = mix(mix(seed + step) ^ position * step);
+  u64 bits = mix(key + token * step) >> 12;
+  double v = static_cast<double>(2 * bits + 1) * 0x1p-53;
+  return double{z} - std::log(-std::log1p(-v));
+}
+
+// By sorting, as src/sampling means it.
+u32 sampled(const std::vector<float>& row, const SampleRow& how) {
+  float max = -INFINITY;
+  for (float x : row) {
+    if (std::isnan(x)) return kNone;
+    max = std::max(max, x);
+  }
+  if (!std::isfinite(max)) return kNone;
+  u32 best = static_cast<u32>(std::find(row.begin(), row.end(), max) - row.begin());
+  if (how.temperature == 0) return best;
+  float floor = -INFINITY;
+  if (how.top_k != 0 && how.top_k < row.size()) {
+    auto sorted = row;
+    std::nth_element(sorted.begin(), sorted.begin() + how.top_k - 1, sorted.end(),
+                     std::greater<float>());
+    floor = sorted[how.top_k - 1];
+  }
+  std::vector<std::pair<float, u32>> left;
+  for (u32 i = 0; i < row.size(); i++) {
+    float z = (row[i] - max) / how.temperature;
+    if (row[i] >= floor && z >= how.ln_min_p && z > -INFINITY) left.push_back({z, i});
+  }
+  std::sort(left.begin(), left.end(), [](auto& a, auto& b) {
+    return a.first > b.first || (a.first == b.first && a.second < b.second);
+  });
+  if (how.top_p < 1) {
+    double total = 0, sum = 0;
+    for (auto& [z, i] : left) total += std::exp(double{z});
+    size_t kept = 0;
+    while (kept < left.size() && (kept == 0 || sum < double{how.top_p} * total)) {
+      sum += std::exp(double{left[kept++].first});
+    }
+    left.resize(kept);
+  }
+  u32 chosen = best;
+  double score = -INFINITY;
+  for (auto& [z, i] : left) {
+    double x = noisy(z, how.seed, how.position, i);
+    if (x > score || (x == score && i < chosen)) {
+      score = x;
+      chosen = i;
+    }
+  }
+  return chosen;
+}
+
+SampleRow plain(u64 seed) {
+  return {seed, 17, 1, 0, 1, -INFINITY, 0, 0, 0, 0, 1, 0, 0, kNone, 0};
+}
+
+void sample(Check& c, u32 vocab, float spread, bool coarse) {
+  Random random(vocab);
+  std::vector<SampleRow> rows;
+  for (float temperature : {0.0f, 0.7f, 1.5f}) {
+    for (u32 top_k : {0u, 1u, 5u, 40u, 1000000u}) {
+      for (float top_p : {1.0f, 0.9f, 0.3f, 1e-9f}) {
+        for (float min_p : {0.0f, 0.05f}) {
+          SampleRow how = plain(random.bits());
+          how.temperature = temperature;
+          how.top_k = top_k;
+          how.top_p = top_p;
+          how.ln_min_p = std::log(min_p);
+          rows.push_back(how);
+        }
+      }
+    }
+  }
+  std::vector<float> logits;
+  std::vector<u32> want;
+  for (const auto& how : rows) {
+    auto row = random.normals(vocab, spread);
+    // Many equals.
+    for (float& x : row) x = coarse ? std::round(x) : x;
+    want.push_back(sampled(row, how));
+    logits.insert(logits.end(), row.begin(), row.end());
+  }
+  c.shape(std::to_string(vocab) + (coarse ? " coarse" : ""));
+  auto token = c.room<u32>(rows.size());
+  c.run("sample", {static_cast<u32>(rows.size())}, 1024, kShared, token, c.put(logits),
+        c.put(rows), vocab);
+  c.equal(token, want);
+}
+
+}  // namespace
+
+CHECK(sample_rows) {
+  for (u32 vocab : {1u, 33u, 1500u}) {
+    sample(c, vocab, 3, false);
+    sample(c, vocab, 2, true);
+  }
+  // Flat: more tokens left than fit in shared memory.
+  sample(c, 4100, 0.3f, false);
+}
+
+CHECK(sample_rows_that_are_not_sane) {
+  const u32 vocab = 70;
+  std::vector<float> logits(4 * vocab, 1.0f);
+  logits[3] = NAN;
+  logits[vocab + 9] = INFINITY;
+  for (u32 i = 0; i < vocab; i++) logits[2 * vocab + i] = -INFINITY;
+  for (u32 i = 0; i < vocab; i++) logits[3 * vocab + i] = i == 68 ? -5.0f : -INFINITY;
+  auto token = c.room<u32>(4);
+  std::vector<SampleRow> rows(4, plain(3));
+  rows[3].top_p = 0.5f;
+  c.run("sample", {4}, 1024, kShared, token, c.put(logits), c.put(rows), vocab);
+  c.equal(token, std::vector<u32>{kNone, kNone, kNone, 68});
+}
+
+// Which tokens win must follow the distribution: each of 4 with its own weight.
+CHECK(sample_distribution) {
+  const u32 vocab = 4, rows = 1000;
+  const float weights[] = {0.1f, 0.2f, 0.3f, 0.4f};
+  std::vector<float> logits;
+  std::vector<SampleRow> how;
+  for (u32 r = 0; r < rows; r++) {
+    for (float w : weights) logits.push_back(std::log(w));
+    how.push_back(plain(r));
+  }
+  auto token = c.room<u32>(rows);
+  c.run("sample", {rows}, 1024, kShared, token, c.put(logits), c.put(how), vocab);
+  float counts[4] = {};
+  for (u32 t : token.values()) counts[t & 3] += 1.0f / rows;
+  for (u32 i = 0; i < 4; i++) {
+    c.that(std::fabs(counts[i] - weights[i]) < 0.05f, "share of token " + std::to_string(i));
+  }
+}
+
+CHECK(edits_of_rows) {
+  for (u32 vocab : {5u, 300u, 1000u}) {
+    Random random(vocab);
+    std::vector<float> logits = random.normals(size_t{3} * vocab, 4);
+    std::vector<SampleRow> rows(3, plain(1));
+    std::vector<Edit> edits = {{2, -INFINITY}, {0, 1.5f}, {vocab, 9}, {1, 3e38f}, {4, -2}};
+    std::vector<Seen> seen = {{3, 2}, {0, 0}, {vocab + 7, 1}, {4, 1}};
+    logits[1] = 3e38f;
+    rows[0].num_edits = 4;
+    rows[0].num_seen = 3;
+    rows[0].repetition = 1.3f;
+    rows[0].frequency = 0.25f;
+    rows[0].presence = 0.5f;
+    rows[1].edits = 4;
+    rows[1].num_edits = 1;
+    rows[1].seen = 3;
+    rows[1].num_seen = 1;
+    rows[1].presence = -0.5f;
+    rows[1].allowed = 1;
+    const u32 words = ceil_div(vocab, 32);
+    std::vector<u32> masks(size_t{2} * words);
+    for (u32& m : masks) m = random.bits();
+    auto want = logits;
+    for (u32 r = 0; r < 3; r++) {
+      float* to = &want[size_t{r} * vocab];
+      const SampleRow& how = rows[r];
+      for (u32 i = 0; i < vocab && how.allowed != kNone; i++) {
+        if (!(masks[how.allowed * words + i / 32] >> i % 32 & 1)) to[i] = -INFINITY;
+      }
+      for (u32 i = how.edits; i < how.edits + how.num_edits; i++) {
+        if (edits[i].token >= vocab) continue;
+        float& x = to[edits[i].token];
+        x = std::min(x + edits[i].add, 3.402823466e+38f);
+      }
+      for (u32 i = how.seen; i < how.seen + how.num_seen; i++) {
+        if (seen[i].token >= vocab) continue;
+        float& x = to[seen[i].token];
+        float repeated = x > 0 ? x / how.repetition : x * how.repetition;
+        volatile float part = how.frequency * static_cast<float>(seen[i].count);
+        x = repeated - part - (seen[i].count ? how.presence : 0);
+      }
+    }
+    c.shape(std::to_string(vocab));
+    auto out = c.room<float>(want.size());
+    c.run("edit_logits", {3}, 256, 0, out, c.put(logits), c.put(rows), c.put(edits), c.put(seen),
+          c.put(masks), vocab);
+    c.equal(out, want);
+  }
+}
+
+CHECK(logprobs_of_tokens) {
+  for (u32 vocab : {7u, 1024u, 3001u}) {
+    const u32 rows = 4;
+    Random random(vocab);
+    auto logits = random.normals(size_t{rows} * vocab, 3);
+    for (u32 i = 0; i < 2 * vocab; i++) logits[i] = std::round(logits[i]);  // equals
+    std::vector<u32> tokens, ranks;
+    std::vector<float> sums, logprobs;
+    for (u32 r = 0; r < rows; r++) {
+      const float* row = &logits[size_t{r} * vocab];
+      tokens.push_back(random.below(vocab));
+      float x = row[tokens[r]];
+      ranks.push_back(1 + static_cast<u32>(std::count_if(row, row + vocab,
+                                                         [&](float y) { return y > x; })));
+      sums.push_back(5.0f + static_cast<float>(r));
+      logprobs.push_back(x - sums[r]);
+    }
+    auto d = c.put(logits), dsums = c.put(sums), logprob = c.room<float>(rows);
+    auto rank = c.room<u32>(rows);
+    c.shape(std::to_string(vocab));
+    c.run("token_logprobs", {rows}, 1024, 0, logprob, rank, d, c.put(tokens), dsums, vocab);
+    c.equal(rank, ranks);
+    c.near(logprob, logprobs, 0);
+    for (u32 n : {1u, 5u, 20u, 1000u}) {
+      if (n > vocab) continue;
+      std::vector<u32> best;
+      std::vector<float> values;
+      for (u32 r = 0; r < rows; r++) {
+        const float* row = &logits[size_t{r} * vocab];
+        std::vector<u32> order = Random(1).permutation(vocab);
+        std::sort(order.begin(), order.end(), [&](u32 a, u32 b) {
+          return row[a] > row[b] || (row[a] == row[b] && a < b);
+        });
+        for (u32 i = 0; i < n; i++) {
+          best.push_back(order[i]);
+          values.push_back(row[order[i]] - sums[r]);
+        }
+      }
+      c.shape(std::to_string(vocab) + " top " + std::to_string(n));
+      auto top = c.room<u32>(best.size());
+      auto value = c.room<float>(best.size());
+      c.run("top_logprobs", {rows}, 1024, kShared, top, value, d, dsums, n, vocab);
+      c.equal(top, best);
+      c.near(value, values, 0);
+    }
+  }
+}
+
+// The tokens that src/sampling/tests/noise.rs promises for ever.
+CHECK(sample_noise_is_the_hosts) {
+  const u32 vocab = 1000;
+  std::vector<SampleRow> rows;
+  for (u32 position = 0; position < 8; position++) {
+    rows.push_back(plain(42));
+    rows.back().position = position;
+  }
+  auto token = c.room<u32>(8);
+  c.run("sample", {8}, 1024, kShared, token, c.put(std::vector<float>(8 * vocab, 0.0f)),
+        c.put(rows), vocab);
+  c.equal(token, std::vector<u32>{385, 200, 924, 810, 706, 540, 792, 387});
+}

@@ -1,0 +1,318 @@
+#include "fiber.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <mutex>
+#include <thread>
+
+namespace emu {
+namespace {
+
+constexpr size_t kPage = 4096;
+
+__attribute__((naked, noinline)) void swap_stacks(void** /*from*/, void* /*to*/) {
+  asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
+      "movq %rsp,(%rdi)\n movq %rsi,%rsp\n"
+      "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
+}
+
+void switch_to(Fiber& from, Fiber& to) { swap_stacks(&from.stack_pointer, to.stack_pointer); }
+
+// What a fiber runs: the kernel, then never again.
+void entry() {
+  (*block->body)();
+  Fiber* f = fiber;
+  Block* b = block;
+  for (auto& group : f->groups) {
+    if (!group.empty()) fail("a thread ends with asynchronous copies that it did not wait for");
+  }
+  if (!f->open.empty()) fail("a thread ends with asynchronous copies that it did not wait for");
+  f->done = true;
+  b->alive--;
+  // Threads that ended count as arrived.
+  Barrier& all = b->barriers[0];
+  if (all.arrived != 0 && all.arrived == b->alive) all.release();
+  switch_to(*f, b->scheduler);
+  __builtin_unreachable();
+}
+
+// A small generator: the schedule must not depend on the library.
+struct Random {
+  uint64_t state;
+  unsigned below(unsigned n) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return static_cast<unsigned>((state >> 33) % n);
+  }
+  void shuffle(std::vector<unsigned>& v) {
+    for (size_t i = v.size(); i > 1; i--) std::swap(v[i - 1], v[below(static_cast<unsigned>(i))]);
+  }
+};
+
+void set_up(Block& b, unsigned char* stacks) {
+  b.alive = b.threads;
+  b.fibers.resize(b.threads);
+  b.warps.resize((b.threads + 31) / 32);
+  for (Warp& w : b.warps) w.used = 0;
+  for (Barrier& barrier : b.barriers) barrier = Barrier{};
+  for (unsigned i = 0; i < b.threads; i++) {
+    Fiber& f = b.fibers[i];
+    f.thread = {i % b.size.x, i / b.size.x % b.size.y, i / (b.size.x * b.size.y)};
+    f.lane = i % 32;
+    f.warp = i / 32;
+    f.done = false;
+    f.wait = nullptr;
+    f.groups.clear();
+    f.open.clear();
+    // Where `swap_stacks` finds six registers and the address to return to.
+    void** top = reinterpret_cast<void**>(stacks + (i + 1) * kStack);
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(&entry);
+    f.stack_pointer = top - 6;
+  }
+}
+
+// Runs one warp until none of its threads can go on; says whether any ran.
+bool run_warp(Block& b, unsigned warp, std::vector<unsigned>& order, Random* random) {
+  unsigned base = warp * 32, count = std::min(32u, b.threads - base);
+  bool any = false;
+  for (bool ran = true; ran;) {
+    ran = false;
+    if (random) random->shuffle(order);
+    for (unsigned lane : order) {
+      if (lane >= count) continue;
+      Fiber& f = b.fibers[base + lane];
+      if (f.done || (f.wait && *f.wait == f.wait_value)) continue;
+      fiber = &f;
+      switch_to(b.scheduler, f);
+      ran = any = true;
+    }
+    // Another warp's turn may come between any two steps of this one.
+    if (random && random->below(4) == 0) return any;
+  }
+  return any;
+}
+
+void report_deadlock(const Block& b) {
+  std::fprintf(stderr, "emulation: deadlock in %s, block (%u,%u,%u):", b.kernel, b.index.x,
+               b.index.y, b.index.z);
+  for (const Fiber& f : b.fibers) {
+    if (!f.done) std::fprintf(stderr, " %u:%s", f.warp * 32 + f.lane, f.why);
+  }
+  std::fprintf(stderr, "\n");
+  std::abort();
+}
+
+void run_block(Block& b, unsigned char* stacks) {
+  block = &b;
+  set_up(b, stacks);
+  if (b.shared_bytes) std::memset(b.shared, 0xff, b.shared_bytes);
+  std::vector<unsigned> lanes(32), warps(b.warps.size());
+  for (unsigned i = 0; i < 32; i++) lanes[i] = i;
+  for (unsigned i = 0; i < warps.size(); i++) warps[i] = i;
+  uint64_t place = (b.index.z * uint64_t{b.grid.y} + b.index.y) * b.grid.x + b.index.x;
+  Random random{seed * 0x9e3779b97f4a7c15ull + place};
+  while (b.alive) {
+    bool any = false;
+    if (seed) random.shuffle(warps);
+    for (unsigned w : warps) any |= run_warp(b, w, lanes, seed ? &random : nullptr);
+    if (!any) report_deadlock(b);
+  }
+  block = nullptr;
+  fiber = nullptr;
+}
+
+// Memory whose end is the end of a page, with a page behind it that nobody may touch.
+class Guarded {
+ public:
+  // The last `bytes` of the memory; what an earlier call returned is no longer valid.
+  unsigned char* last(size_t bytes) {
+    size_t pages = (bytes + kPage - 1) / kPage * kPage;
+    if (pages > pages_) {
+      release();
+      void* p = mmap(nullptr, pages + kPage, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (p == MAP_FAILED) std::abort();
+      base_ = static_cast<unsigned char*>(p);
+      pages_ = pages;
+      mprotect(base_ + pages, kPage, PROT_NONE);
+    }
+    return base_ + pages_ - bytes;
+  }
+  ~Guarded() { release(); }
+
+ private:
+  void release() {
+    if (base_) munmap(base_, pages_ + kPage);
+  }
+  unsigned char* base_ = nullptr;
+  size_t pages_ = 0;
+};
+
+// Memory of one host thread, kept from launch to launch.
+struct Workspace {
+  Guarded stacks, shared;
+};
+
+struct sigaction old_action;
+
+void on_fault(int signal, siginfo_t* info, void* context) {
+  if (block != nullptr && fiber != nullptr) {
+    fail("access to %p, which is no memory of the device", info->si_addr);
+  }
+  if (old_action.sa_flags & SA_SIGINFO) {
+    old_action.sa_sigaction(signal, info, context);
+    return;
+  }
+  sigaction(SIGSEGV, &old_action, nullptr);
+}
+
+void watch_faults() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &action, &old_action);
+  });
+}
+
+}  // namespace
+
+void fail(const char* format, ...) {
+  va_list list;
+  va_start(list, format);
+  std::fprintf(stderr, "emulation: ");
+  std::vfprintf(stderr, format, list);
+  va_end(list);
+  if (block != nullptr && fiber != nullptr) {
+    std::fprintf(stderr, " (%s, block %u,%u,%u, thread %u)", block->kernel, block->index.x,
+                 block->index.y, block->index.z, fiber->warp * 32 + fiber->lane);
+  }
+  std::fprintf(stderr, "\n");
+  std::abort();
+}
+
+Collective& Warp::of(unsigned mask) {
+  for (int i = 0; i < used; i++) {
+    if (collectives[i].mask == mask) return collectives[i];
+  }
+  int at = used;
+  if (used == kMost) {
+    for (at = 0; at < kMost && collectives[at].count != 0;) at++;
+    if (at == kMost) fail("too many collectives of one warp at once");
+  } else {
+    used++;
+  }
+  collectives[at].mask = mask;
+  collectives[at].count = 0;
+  collectives[at].phase = 0;
+  return collectives[at];
+}
+
+void Barrier::release() {
+  unsigned set = phase & 1;
+  result_any[set] = any;
+  result_all[set] = all;
+  result_count[set] = count;
+  any = 0;
+  all = 1;
+  count = 0;
+  arrived = 0;
+  phase++;
+}
+
+void yield() {
+  Block* b = block;
+  b->switches++;
+  switch_to(*fiber, b->scheduler);
+}
+
+void wait_on(const unsigned& phase, unsigned value, const char* why) {
+  Fiber* f = fiber;
+  f->wait = &phase;
+  f->wait_value = value;
+  f->why = why;
+  yield();
+  f->wait = nullptr;
+}
+
+unsigned arrive_and_wait(unsigned id, unsigned expected, int predicate, const char* why) {
+  if (id >= kBarriers) fail("barrier %u of %u", id, kBarriers);
+  Barrier& barrier = block->barriers[id];
+  unsigned phase = barrier.phase;
+  barrier.any |= predicate != 0;
+  barrier.all &= predicate != 0;
+  barrier.count += predicate != 0;
+  if (++barrier.arrived == (expected ? expected : block->alive)) {
+    barrier.release();
+    // Who releases a barrier does not run on before the others in every schedule.
+    if (seed) yield();
+  } else {
+    wait_on(barrier.phase, phase, why);
+  }
+  return phase & 1;
+}
+
+void arrive(unsigned id, unsigned expected) {
+  Barrier& barrier = block->barriers[id];
+  if (++barrier.arrived == expected) barrier.release();
+}
+
+Values exchange_bytes(unsigned mask, const void* value, size_t size, const char* why) {
+  Fiber* f = fiber;
+  if (!(mask >> f->lane & 1)) fail("%s with mask 0x%08x, which lacks lane %u", why, mask, f->lane);
+  unsigned present = block->threads - f->warp * 32;
+  if (present < 32 && mask >> present) fail("%s with mask 0x%08x of a short warp", why, mask);
+  Collective& c = block->warps[f->warp].of(mask);
+  unsigned phase = c.phase;
+  std::memcpy(c.values[phase & 1][f->lane], value, size);
+  if (++c.count == static_cast<unsigned>(__builtin_popcount(mask))) {
+    c.count = 0;
+    c.phase++;
+  } else {
+    wait_on(c.phase, phase, why);
+  }
+  return c.values[phase & 1];
+}
+
+void launch(const char* kernel, Dim3 grid, Dim3 size, size_t shared_bytes,
+            const std::function<void()>& body) {
+  watch_faults();
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  std::atomic<uint64_t> next{0};
+  auto work = [&] {
+    Block b;
+    b.grid = grid;
+    b.size = size;
+    b.kernel = kernel;
+    b.threads = size.x * size.y * size.z;
+    b.body = &body;
+    b.shared_bytes = shared_bytes;
+    static thread_local Workspace workspace;
+    unsigned char* stack_memory = workspace.stacks.last(b.threads * kStack);
+    // Its end is up to 127 bytes from the guard page, its start aligned to 128.
+    b.shared = workspace.shared.last((shared_bytes + 127) / 128 * 128);
+    for (uint64_t i; (i = next++) < blocks;) {
+      b.index = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
+                 static_cast<unsigned>(i / (uint64_t{grid.x} * grid.y))};
+      run_block(b, stack_memory);
+    }
+    totals.switches += b.switches;
+  };
+  uint64_t threads = host_threads ? host_threads : std::thread::hardware_concurrency();
+  threads = std::min(std::max<uint64_t>(threads, 1), blocks);
+  // A thread costs more than a small grid.
+  if (blocks * size.x * size.y * size.z <= 4096) threads = 1;
+  std::vector<std::thread> others;
+  for (uint64_t i = 1; i < threads; i++) others.emplace_back(work);
+  work();
+  for (auto& t : others) t.join();
+  totals.launches++;
+  totals.blocks += blocks;
+}
+
+}  // namespace emu

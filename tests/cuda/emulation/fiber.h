@@ -1,0 +1,119 @@
+// Runs the threads of a CUDA block on the host: one fiber a thread, switched by hand.
+//
+// A fiber runs until it waits (a barrier, a collective of its warp, an mbarrier); then the next
+// one runs. With a seed of 0 warps and lanes run in order, else in an order that the seed
+// decides, which finds most missing barriers. Blocks are spread over host threads.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+namespace emu {
+
+struct Dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+constexpr size_t kStack = 64 * 1024;
+constexpr size_t kSharedMost = 227 * 1024;
+constexpr unsigned kBarriers = 16;
+
+// A copy to shared memory that was begun and not yet waited for.
+struct PendingCopy {
+  void* to;
+  const void* from;
+  unsigned bytes, read;  // the rest of `bytes` is zero
+};
+
+struct Fiber {
+  void* stack_pointer = nullptr;
+  Dim3 thread;
+  unsigned lane = 0, warp = 0;
+  bool done = false;
+  const unsigned* wait = nullptr;  // waits while *wait == wait_value
+  unsigned wait_value = 0;
+  const char* why = "";
+  std::vector<std::vector<PendingCopy>> groups;  // committed copies, oldest first
+  std::vector<PendingCopy> open;                 // not committed yet
+};
+
+// The values of one collective, by lane; two sets, so that the next one may begin.
+struct Collective {
+  unsigned mask = 0, count = 0, phase = 0;
+  alignas(16) unsigned char values[2][32][64];
+};
+
+struct Warp {
+  static constexpr int kMost = 8;
+  Collective collectives[kMost];
+  int used = 0;
+  Collective& of(unsigned mask);
+};
+
+struct Barrier {
+  unsigned arrived = 0, phase = 0;
+  int any = 0, all = 1, count = 0;
+  int result_any[2], result_all[2], result_count[2];
+  void release();
+};
+
+struct Block {
+  Dim3 index, size, grid;
+  const char* kernel = "";
+  unsigned threads = 0, alive = 0;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  Barrier barriers[kBarriers];
+  const std::function<void()>* body = nullptr;
+  Fiber scheduler;
+  unsigned char* shared = nullptr;  // dynamic shared memory, with a guard page behind its end
+  size_t shared_bytes = 0;
+  uint64_t switches = 0;
+};
+
+inline thread_local Block* block = nullptr;
+inline thread_local Fiber* fiber = nullptr;
+
+struct Totals {
+  std::atomic<uint64_t> launches{0}, blocks{0}, switches{0};
+};
+inline Totals totals;
+inline unsigned seed = 0;
+inline unsigned host_threads = 0;  // 0: all cores
+
+// Says what a kernel did wrong, and where, and ends the process.
+[[noreturn]] void fail(const char* format, ...);
+void yield();
+// Waits while `phase == value`.
+void wait_on(const unsigned& phase, unsigned value, const char* why);
+// Arrives at barrier `id` of `expected` threads (0: all that are alive) and waits for it; returns
+// the set that holds its results.
+unsigned arrive_and_wait(unsigned id, unsigned expected, int predicate, const char* why);
+void arrive(unsigned id, unsigned expected);
+
+typedef const unsigned char (*Values)[64];
+// Each lane of `mask` gives `value`; returns all lanes' values, valid until the next but one.
+Values exchange_bytes(unsigned mask, const void* value, size_t size, const char* why);
+
+template <class T>
+Values exchange(unsigned mask, const T& value, const char* why) {
+  static_assert(sizeof(T) <= 64);
+  return exchange_bytes(mask, &value, sizeof(T), why);
+}
+
+template <class T>
+T value_of(Values values, unsigned lane) {
+  T t;
+  std::memcpy(&t, values[lane], sizeof(T));
+  return t;
+}
+
+// Runs `body` once for each thread of the grid.
+void launch(const char* kernel, Dim3 grid, Dim3 size, size_t shared_bytes,
+            const std::function<void()>& body);
+
+}  // namespace emu

@@ -1,0 +1,114 @@
+//! What goes wrong on the device: one clear error, nothing left behind, and everything else goes
+//! on.
+
+use std::time::Duration;
+
+use vrust::engine::{Engine, EngineState, EventKind, Polled};
+use vrust::error::ErrorKind;
+
+use super::stand_in::{assert_nothing_left, count, fail, on_cuda, on_stand_in};
+use crate::engine_support::{Consumer, greedy, options, ready, run_one};
+
+const PROMPT: &[u32] = &[5, 9, 14, 33, 71];
+
+#[test]
+fn no_memory_at_any_allocation() {
+    on_stand_in("cuda::failures::no_memory_at_any_allocation", &[], || {
+        let cpu = ready(options("llama3"));
+        // Modules and page-locked memory are allocations too, of which there are fewer than 24.
+        let before = count("allocs");
+        let loaded = ready(on_cuda(options("llama3")));
+        let calls = count("allocs") - before + 24;
+        drop(loaded);
+        let mut failed = 0;
+        for nth in 1..=calls {
+            fail("alloc", nth);
+            let engine = Engine::create(on_cuda(options("llama3"))).unwrap();
+            let loaded = engine.wait_ready(None);
+            fail("alloc", 0);
+            if let Err(error) = loaded {
+                let kinds = [ErrorKind::DeviceMemory, ErrorKind::OutOfMemory];
+                assert!(kinds.contains(&error.kind()), "call {nth}: {:?} {error}", error.kind());
+                assert!(error.message().contains("memory"), "{error}");
+                assert_eq!(engine.state(), EngineState::Failed);
+                failed += 1;
+            }
+            // Else less than the usual was asked for, or all calls were made.
+            drop(engine);
+            assert_nothing_left(&format!("after allocation {nth} failed"));
+        }
+        assert!(failed >= 3, "{failed} of {calls} allocations");
+        println!("{failed} of {calls} allocations failed, one at a time");
+        run_one(&cpu, greedy(PROMPT, 5));
+        run_one(&ready(on_cuda(options("llama3"))), greedy(PROMPT, 5));
+    });
+}
+
+#[test]
+fn a_model_larger_than_the_device_says_how_much_is_missing() {
+    let env = [("VRUST_EMU_MEMORY", "5000000")];
+    let test = "cuda::failures::a_model_larger_than_the_device_says_how_much_is_missing";
+    on_stand_in(test, &env, || {
+        let mut options = on_cuda(options("llama3"));
+        options.num_kv_blocks = Some(1 << 20);
+        let engine = Engine::create(options).unwrap();
+        let error = engine.wait_ready(None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeviceMemory);
+        for word in ["takes", "5000000 bytes are free"] {
+            assert!(error.message().contains(word), "{error}");
+        }
+    });
+}
+
+/// A launch, a copy or a wait that fails, a device that is lost: at several places of a step.
+#[test]
+fn a_failing_step_fails_its_engine_alone() {
+    on_stand_in("cuda::failures::a_failing_step_fails_its_engine_alone", &[], || {
+        let cpu = ready(options("llama3"));
+        for (what, nth) in [("launch", 1), ("launch", 25), ("copy", 2), ("sync", 3), ("lost", 40)] {
+            let engine = ready(on_cuda(options("llama3")));
+            fail(what, nth);
+            check_failing(&engine, &format!("{what} {nth}"));
+            fail(what, 0);
+            drop(engine);
+            run_one(&cpu, greedy(PROMPT, 5));
+            if what != "lost" {
+                assert_nothing_left(&format!("after {what} {nth} failed"));
+                run_one(&ready(on_cuda(options("llama3"))), greedy(PROMPT, 5));
+            }
+        }
+    });
+}
+
+/// Every request ends with one error, the engine says which call failed.
+fn check_failing(engine: &Engine, told: &str) {
+    let queue = engine.default_queue();
+    let ids: Vec<_> = (0..4).map(|_| engine.submit(greedy(PROMPT, 50), queue).unwrap()).collect();
+    let mut consumer = Consumer::default();
+    let mut reasons = Vec::new();
+    loop {
+        let mut events = Vec::new();
+        let polled = queue.drain(Some(Duration::from_secs(60)), 64, &mut events).unwrap();
+        for event in events {
+            if let EventKind::EngineFailed(reason) = &event.kind {
+                reasons.push(reason.clone());
+            }
+            consumer.take(event);
+        }
+        match polled {
+            Polled::Closed => break,
+            _ => assert!(consumer.outcomes.len() <= ids.len()),
+        }
+    }
+    assert_eq!(reasons.len(), 1, "{told}: one error");
+    for id in ids {
+        let outcome = &consumer.outcomes[&id];
+        assert_eq!(outcome.last_events, 1, "{told}");
+        assert_eq!(outcome.error.as_ref().unwrap().kind(), ErrorKind::EngineFailed, "{told}");
+    }
+    assert_eq!(engine.state(), EngineState::Failed, "{told}");
+    let error = engine.wait_ready(None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Device, "{told}: {error}");
+    assert!(error.message().contains("the CUDA driver's cu"), "{told}: {error}");
+    println!("{told}: {error}");
+}

@@ -1,0 +1,172 @@
+//! Hugging Face transformers is the oracle here too: the models' files, the CUDA backend and the
+//! kernels, on the emulated device.
+
+use serde_json::json;
+use vrust::backend::cuda::{CudaBackend, CudaOptions};
+use vrust::backend::{Backend, ComputeType};
+use vrust::config::{BackendKind, LoadFormat};
+use vrust::ids::TokenId;
+use vrust::model::LoadOptions;
+
+use super::stand_in::{Report, is_child, on_cuda, on_stand_in};
+use crate::engine_goldens::{CASES, check_all};
+use crate::engine_support::{Outcome, fixture, greedy, options, ready, run};
+use crate::goldens::{check_bf16, check_chunked, check_float32, config_of};
+use crate::support::backends::reference;
+use crate::support::folder::{TempDir, set_fields};
+use crate::support::runner::{Runner, log_softmax};
+
+/// Most that logprobs may differ from the reference in bfloat16: on average, and at one place.
+const MEAN_TOLERANCE: f64 = 0.01;
+const TOLERANCE: f64 = 0.1;
+
+fn cuda(compute: ComputeType) -> Box<dyn Backend> {
+    Box::new(CudaBackend::new(CudaOptions::new(compute)).unwrap())
+}
+
+#[test]
+fn cuda_agrees_with_transformers() {
+    on_stand_in("cuda::goldens::cuda_agrees_with_transformers", &[], || {
+        check_float32("cuda", &cuda);
+    });
+}
+
+/// Threads of a block run in random order: a missing barrier would show.
+#[test]
+fn cuda_agrees_with_transformers_through_the_engine() {
+    let test = "cuda::goldens::cuda_agrees_with_transformers_through_the_engine";
+    on_stand_in(test, &[("VRUST_EMU_SEED", "7")], || {
+        check_all(|o| *o = on_cuda(o.clone()));
+    });
+}
+
+#[test]
+fn cuda_is_the_same_chunked_and_whole() {
+    on_stand_in("cuda::goldens::cuda_is_the_same_chunked_and_whole", &[], || {
+        let make = |compute| -> Box<dyn Backend> {
+            let options = CudaOptions { batch_invariant: true, ..CudaOptions::new(compute) };
+            Box::new(CudaBackend::new(options).unwrap())
+        };
+        check_chunked("cuda", &make);
+    });
+}
+
+#[test]
+fn cuda_in_bf16_rounds_no_more_than_transformers() {
+    on_stand_in("cuda::goldens::cuda_in_bf16_rounds_no_more_than_transformers", &[], || {
+        check_bf16("cuda", &cuda);
+    });
+}
+
+/// Tokens of the same requests are those of the reference and of the CPU.
+#[test]
+fn reference_cpu_and_cuda_choose_the_same_tokens() {
+    on_stand_in("cuda::goldens::reference_cpu_and_cuda_choose_the_same_tokens", &[], || {
+        for case in CASES {
+            let tokens = |change: &dyn Fn(&mut vrust::config::EngineOptions)| {
+                let mut options = options(case);
+                options.dtype = vrust::config::ModelDType::Float32;
+                change(&mut options);
+                let engine = ready(options);
+                let requests = [&[5, 9, 14, 33, 71][..], &[3; 20], &[11, 2, 60]];
+                let requests = requests.iter().map(|prompt| greedy(prompt, 12)).collect();
+                let outcomes = run(&engine, requests);
+                outcomes.iter().map(tokens_of).collect::<Vec<_>>()
+            };
+            let reference = tokens(&|o| o.backend = BackendKind::Reference);
+            assert_eq!(reference, tokens(&|_| ()), "{case} on the CPU");
+            assert_eq!(reference, tokens(&|o| *o = on_cuda(o.clone())), "{case} on cuda");
+        }
+    });
+}
+
+/// Heads as wide as those that the tensor cores' kernels exist for, sums long enough to be cut,
+/// contexts of several pieces: in bfloat16, against the reference in bfloat16.
+#[test]
+fn tensor_cores_agree_with_the_reference() {
+    let cases = [
+        ("llama3", json!({"head_dim": 64, "intermediate_size": 2048})),
+        ("qwen3", json!({"head_dim": 128, "num_attention_heads": 6, "num_key_value_heads": 1})),
+        ("mistral", json!({"head_dim": 64, "sliding_window": 70})),
+        ("llama2", json!({"head_dim": 256})),
+    ];
+    let report = Report::new();
+    let env = [("VRUST_EMU_REPORT", report.path())];
+    on_stand_in("cuda::goldens::tensor_cores_agree_with_the_reference", &env, || {
+        for (case, fields) in &cases {
+            let dir = TempDir::copy_of(&fixture(case));
+            set_fields(&dir.join("config.json"), &json!({"max_position_embeddings": 512}));
+            set_fields(&dir.join("config.json"), fields);
+            let config = config_of(dir.path());
+            let logits = |backend: &mut dyn Backend| {
+                let options = LoadOptions {
+                    dir: dir.path(),
+                    load_format: LoadFormat::Dummy,
+                    seed: 3,
+                    max_model_len: None,
+                };
+                let mut runner = Runner::load_with(&options, &config, backend).unwrap();
+                runner.restart();
+                let tokens: Vec<_> = (0..230).map(|i| TokenId(i * 37 % 380)).collect();
+                let mut logits = runner.extend(&tokens[..150], 150);
+                logits.extend(runner.extend(&tokens[150..210], 30));
+                logits.extend(runner.extend(&tokens[210..], 1));
+                logits
+            };
+            let expected = logits(&mut *reference(ComputeType::Bf16));
+            let got = logits(&mut *cuda(ComputeType::Bf16));
+            let (mut sum, mut largest, mut count) = (0.0, 0.0_f64, 0.0);
+            for (expected, got) in expected.iter().zip(&got) {
+                for (expected, got) in log_softmax(expected).iter().zip(log_softmax(got)) {
+                    let off = (expected - got).abs();
+                    (sum, largest, count) = (sum + off, largest.max(off), count + 1.0);
+                }
+            }
+            let mean = sum / count;
+            println!("{case} {fields}: mean {mean:.2e}, largest {largest:.2e}");
+            assert!(mean < MEAN_TOLERANCE && largest < TOLERANCE, "{case}: {mean} {largest}");
+        }
+    });
+    if is_child() {
+        return;
+    }
+    let used = report.launches();
+    for kernel in ["decode_attention", "attention_merge", "prefill_attention", "skinny_sum"] {
+        assert!(used.iter().any(|name| name.starts_with(kernel)), "{kernel}: {used:?}");
+    }
+}
+
+/// A prompt's tokens and the bits of its logprobs do not depend on what runs beside it.
+#[test]
+fn batched_is_alone() {
+    on_stand_in("cuda::goldens::batched_is_alone", &[], || {
+        for case in ["llama3", "qwen3-bf16"] {
+            let mut options = on_cuda(options(case));
+            options.batch_invariant = true;
+            let engine = ready(options);
+            let requests = || {
+                let prompts = [&[5, 9, 14][..], &[3; 40], &[11], &[7, 8, 9, 10, 11, 12, 13]];
+                prompts.map(|prompt| {
+                    let mut request = greedy(prompt, 10);
+                    request.params.logprobs = Some(4);
+                    request
+                })
+            };
+            let together = run(&engine, requests().into());
+            for (request, batched) in requests().into_iter().zip(&together) {
+                let alone = run(&engine, vec![request]).remove(0);
+                assert_eq!(tokens_of(&alone), tokens_of(batched), "{case}");
+                assert_eq!(bits_of(&alone), bits_of(batched), "{case}");
+            }
+        }
+    });
+}
+
+fn tokens_of(outcome: &Outcome) -> Vec<u32> {
+    outcome.only().tokens.clone()
+}
+
+fn bits_of(outcome: &Outcome) -> Vec<u32> {
+    let places = &outcome.only().logprobs;
+    places.iter().flat_map(|p| p.top.iter().map(|top| top.logprob.to_bits())).collect()
+}

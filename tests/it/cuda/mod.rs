@@ -1,0 +1,10 @@
+//! The CUDA backend without a GPU: the whole of it runs against stand-ins for libcuda, cuBLASLt
+//! and NVRTC (`tests/cuda`), whose device runs the kernels themselves on the host.
+//!
+//! Each test runs in a process of its own, so that no other test sees a device.
+
+mod device;
+mod failures;
+mod goldens;
+mod stand_in;
+mod steps;

@@ -1,0 +1,146 @@
+//! Tests in child processes that see the stand-ins.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use vrust::config::{Device, EngineOptions};
+
+use crate::support::folder::TempDir;
+
+/// Says to a child which test it is.
+const CHILD: &str = "VRUST_TEST_ON_STAND_IN";
+
+/// Runs `body` in a child process that finds the stand-ins; `test` is the caller's path, as the
+/// test harness has it, and `env` goes to the child besides.
+pub(super) fn on_stand_in(test: &str, env: &[(&str, &str)], body: impl FnOnce()) {
+    let lib = library_folder().to_str().unwrap();
+    let mut all = vec![("VRUST_CUDA_LIB_DIR", lib), ("LD_LIBRARY_PATH", lib)];
+    all.extend_from_slice(env);
+    in_child(test, &all, body);
+}
+
+/// Runs `body` in a child process; the parent fails if the child does or did not get there.
+pub(super) fn in_child(test: &str, env: &[(&str, &str)], body: impl FnOnce()) {
+    if is_child() {
+        body();
+        println!("{test} ran");
+        return;
+    }
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-cache");
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env(CHILD, test)
+        .env("XDG_CACHE_HOME", cache)
+        .env_remove("VRUST_CUDA_LIB_DIR")
+        .envs(env.iter().copied())
+        .output()
+        .unwrap();
+    let told = format!(
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{test} failed in its process: {}\n{told}", output.status);
+    assert!(told.contains(&format!("{test} ran")), "{test} is not this test's path:\n{told}");
+    println!("{told}");
+}
+
+/// The folder of the stand-ins, built if they are not.
+pub(super) fn library_folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda/build.sh");
+        let output = Command::new(&script).output().unwrap_or_else(|e| {
+            panic!("{} does not run: {e}; it needs bash and g++", script.display())
+        });
+        assert!(
+            output.status.success(),
+            "the stand-ins for CUDA's libraries cannot be built (they need g++ with C++20):\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        assert!(folder.join("libcuda.so.1").exists(), "no libcuda.so.1 in {}", folder.display());
+        folder
+    })
+}
+
+/// What the stand-in writes when its process ends; nothing in the child, which has not ended.
+pub(super) struct Report {
+    dir: TempDir,
+    path: String,
+}
+
+impl Report {
+    pub(super) fn new() -> Self {
+        let dir = TempDir::new();
+        let path = dir.join("report.json").to_str().unwrap().to_owned();
+        Self { dir, path }
+    }
+
+    /// Where it is written, for `VRUST_EMU_REPORT`.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The kernels that were launched.
+    pub(super) fn launches(&self) -> Vec<String> {
+        let report = std::fs::read(self.dir.join("report.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        report["kernels"].as_object().unwrap().keys().cloned().collect()
+    }
+}
+
+/// Whether this is the process of the stand-ins.
+pub(super) fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+/// The same options on the stand-in's device.
+pub(super) fn on_cuda(mut options: EngineOptions) -> EngineOptions {
+    options.device = Device::Cuda(0);
+    options
+}
+
+/// What the driver counts: `allocations`, `graphs`, .. alive, `launches`, `allocs` so far.
+pub(super) fn count(what: &str) -> u64 {
+    type Count = unsafe extern "C" fn(*const c_char) -> u64;
+    // SAFETY: the stand-in's function of this name has this type.
+    let count: Count = unsafe { std::mem::transmute(symbol(c"vrust_emu_count")) };
+    let what = CString::new(what).unwrap();
+    // SAFETY: `what` ends in a zero.
+    unsafe { count(what.as_ptr()) }
+}
+
+/// Makes the `nth` call of a kind from now on fail; 0: none.
+pub(super) fn fail(what: &str, nth: u64) {
+    type Fail = unsafe extern "C" fn(*const c_char, u64);
+    // SAFETY: the stand-in's function of this name has this type.
+    let fail: Fail = unsafe { std::mem::transmute(symbol(c"vrust_emu_fail")) };
+    let what = CString::new(what).unwrap();
+    // SAFETY: `what` ends in a zero.
+    unsafe { fail(what.as_ptr(), nth) };
+}
+
+/// Asserts that the driver holds nothing of ours.
+pub(super) fn assert_nothing_left(when: &str) {
+    let kinds =
+        ["allocations", "bytes", "pinned", "streams", "events", "graphs", "modules", "contexts"];
+    for kind in kinds {
+        assert_eq!(count(kind), 0, "{kind} are left {when}");
+    }
+}
+
+fn symbol(name: &CStr) -> *mut c_void {
+    let library = library_folder().join("libcuda.so.1");
+    let library = CString::new(library.to_str().unwrap()).unwrap();
+    // SAFETY: both strings end in zeros; the library stays open.
+    let found = unsafe {
+        let handle = libc::dlopen(library.as_ptr(), libc::RTLD_NOW);
+        assert!(!handle.is_null(), "{library:?} does not open");
+        libc::dlsym(handle, name.as_ptr())
+    };
+    assert!(!found.is_null(), "the stand-in has no {name:?}");
+    found
+}
