@@ -54,6 +54,7 @@ else
     stage "c tests under sanitizers" tests/c/run.sh sanitize
     stage "c tests under valgrind" tests/c/run.sh valgrind
     stage "cmake and pkg-config" tests/c/run.sh install
+    stage "cuda kernels" tests/cuda/run.sh
     stage "go binding" tests/bindings/go.sh
     stage "gateway builds" make gateway
     stage "gateway" tests/gateway/run.sh
