@@ -199,7 +199,7 @@ pub(super) unsafe fn finish<S: Simd16>(a: &LinearArgs, row: usize, panel: usize,
 /// next ones that are asked for meanwhile, half and half of that.
 const GROUP_BYTES: usize = 512 << 10;
 /// Strips up to which the next group is asked for.
-const FEW_STRIPS: usize = 10;
+const FEW_STRIPS: usize = 22;
 /// The last strips of a group, which ask for the next.
 const ASKING_STRIPS: usize = 4;
 /// How far ahead weights are asked for. The hardware stops at page ends; this does not.
