@@ -27,6 +27,8 @@ pub(crate) struct ActivateArgs {
     pub(crate) x: *mut f32,
     /// How many; a unit is 16 of them.
     pub(crate) len: usize,
+    /// Elements of a row.
+    pub(crate) width: usize,
     /// Which function.
     pub(crate) kind: Activation,
 }

@@ -7,7 +7,7 @@ use super::CpuBackend;
 use super::attention::plan::Plan;
 use super::linear::{ConvertArgs, InputForm, quantized};
 use super::norm::NormArgs;
-use super::program::{Context, ConvertRows, Op};
+use super::program::{Context, ConvertRows, Lasting, LinearOp, Op};
 use crate::backend::{ActId, Attention, LinearId, StepInput, VectorId};
 
 impl CpuBackend {
@@ -58,8 +58,9 @@ impl CpuBackend {
         let mut args = packed.args();
         (args.rows, args.out, args.ldo, args.add) = (rows, out, ldo, add);
         (args.x, args.ldx) = (x.cast::<u8>().cast_const(), width);
+        let direct = form == InputForm::F32 && index.is_null();
         let mut convert = None;
-        if form != InputForm::F32 || !index.is_null() {
+        if !direct {
             let target = self.workspace.inputs.as_ptr().cast::<u8>();
             let ldx = match form {
                 InputForm::Int8 { group, .. } => quantized::row_bytes(packed.k_padded, group),
@@ -77,7 +78,8 @@ impl CpuBackend {
             }
         }
         let kernel = self.kernels.linear[packed.storage as usize];
-        self.push(Op::Linear { convert, kernel, args });
+        let lasting = Lasting::Beyond;
+        self.push(Op::Linear(LinearOp { convert, direct, kernel, args, lasting }));
     }
 
     pub(super) fn push_norm(
@@ -129,13 +131,26 @@ impl CpuBackend {
         at
     }
 
-    /// Finds converted rows that nobody reads before they are made anew.
+    /// Finds converted rows that nobody else reads before they are made anew, and gates that
+    /// nobody but the activation does.
     fn find_unread(&mut self) {
         for i in 0..self.ops.len() {
             let (made, later) = self.ops.split_at_mut(i + 1);
             let Some((x, Some(then))) = made[i].then() else { continue };
             let next = later.iter().find(|op| op.reads(x) || op.overwrites(x));
             then.only = next.is_some_and(|op| !op.reads(x));
+        }
+        for i in 1..self.ops.len() {
+            let (made, later) = self.ops.split_at_mut(i + 1);
+            let [.., Op::Linear(linear), Op::Gated(args, _, lasting)] = made else { continue };
+            let x = args.gate_up;
+            let next = later.iter().find(|op| op.reads(x) || op.overwrites(x));
+            if linear.args.out.cast_const() == x
+                && !linear.args.add
+                && next.is_some_and(|op| !op.reads(x))
+            {
+                (linear.lasting, *lasting) = (Lasting::Briefly, Lasting::Briefly);
+            }
         }
     }
 
@@ -161,6 +176,7 @@ impl CpuBackend {
             workspace: &self.workspace,
             barrier: &barrier,
             threads: self.pool.threads(),
+            block_rows: self.block_rows,
             failed: &AtomicBool::new(false),
         };
         let run = std::panic::AssertUnwindSafe(|| self.pool.run(&|thread| context.run(thread)));

@@ -52,7 +52,7 @@ use kernels::Kernels;
 use kv::KvCache;
 use memory::Buffer;
 use pack::{Packed, Precision};
-use program::{AttentionOp, Input, Op, ThreadScratch, Workspace};
+use program::{AttentionOp, Input, Lasting, Op, ThreadScratch, Workspace};
 use rope::{RopeArgs, RopeTable};
 use thread_pool::ThreadPool;
 
@@ -99,6 +99,8 @@ pub struct CpuBackend {
     /// Plans that this step has made already.
     planned: usize,
     logits_width: usize,
+    /// See `program::Context`.
+    block_rows: usize,
     counters: BackendCounters,
 }
 
@@ -139,6 +141,7 @@ impl CpuBackend {
             plans: Vec::new(),
             planned: 0,
             logits_width: 0,
+            block_rows: LEAST_BLOCK_ROWS,
             counters: BackendCounters::default(),
         })
     }
@@ -200,6 +203,7 @@ impl Backend for CpuBackend {
         self.workspace.logits_rows.try_reserve(limits.max_logits_rows)?;
         let dim = kv.groups.iter().map(|g| g.head_dim.next_multiple_of(16)).max().unwrap_or(16);
         let widest_act = self.acts.iter().map(|a| a.width).max().unwrap_or(0);
+        self.block_rows = (BLOCK_FLOATS / widest_act.max(1)).max(LEAST_BLOCK_ROWS);
         for _ in 0..self.pool.threads() {
             self.workspace.rows.push(Buffer::zeroed(widest_act, "a row of activations")?);
             let scratch = attention::Scratch::new(dim)?;
@@ -317,13 +321,13 @@ impl Backend for CpuBackend {
     fn gated_activation(&mut self, gate_up: ActId, kind: Activation, out: ActId) {
         let ((gate_up, both), (out, width)) = (self.act(gate_up), self.act(out));
         assert_eq!(both, 2 * width, "width of gate and up");
-        self.push(Op::Gated(GatedArgs { gate_up, out, width, kind }, None));
+        self.push(Op::Gated(GatedArgs { gate_up, out, width, kind }, None, Lasting::Beyond));
     }
 
     fn activate(&mut self, x: ActId, kind: Activation) {
         let (x, width) = self.act(x);
         let len = self.tokens() * width;
-        self.push(Op::Activate(ActivateArgs { x, len, kind }));
+        self.push(Op::Activate(ActivateArgs { x, len, width, kind }));
     }
 
     fn logits(&mut self, head: LinearId, x: ActId, rows: &[u32]) {
@@ -387,6 +391,10 @@ fn share(units: usize, thread: usize, threads: usize) -> Range<usize> {
 
 /// Floats of partial results: 16 MiB, committed as they are touched.
 const PARTIALS: usize = 4 << 20;
+/// Floats of the widest activation in one block of rows: 8 MiB.
+const BLOCK_FLOATS: usize = 2 << 20;
+/// Weights are read once for each block of rows: fewer rows would make that felt.
+const LEAST_BLOCK_ROWS: usize = 256;
 /// Ops of a step that are reserved for; a deeper model grows the program once.
 const OPS: usize = 4096;
 

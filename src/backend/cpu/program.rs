@@ -3,12 +3,16 @@
 //! ```text
 //!  for each op, for each of its phases:   my share of the work ─► barrier
 //! ```
+//! Ops that work row by row go through a long step in blocks of rows, all of them over one block
+//! before the next, because what a whole step makes would fit in no cache.
 //! Work is shared by thread number or taken from a cursor; either way a result does not depend on
 //! who computed it.
 #![allow(unsafe_code, reason = "calls kernels")]
 
+use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::attention::plan::Plan;
@@ -28,6 +32,7 @@ use crate::error::Result;
 use crate::ids::{BlockCopy, BlockId, TokenId};
 
 /// One op, with its pointers resolved; buffers do not move while a step lasts.
+#[derive(Clone, Copy)]
 pub(crate) enum Op {
     /// Copies blocks.
     CopyBlocks,
@@ -39,16 +44,38 @@ pub(crate) enum Op {
     RmsNorm(NormArgs, Option<ConvertRows>),
     /// Layer norm, likewise.
     LayerNorm(NormArgs, Option<ConvertRows>),
-    /// A linear layer: inputs converted first, unless they are taken as they are.
-    Linear { convert: Option<ConvertArgs>, kernel: Kernel<LinearArgs>, args: LinearArgs },
+    /// A linear layer.
+    Linear(LinearOp),
     /// Query and key norms, rope, writing K and V.
     RopeWrite(RopeArgs),
     /// Attention, after `plan`.
     Attention(AttentionOp),
     /// Gated activation, likewise.
-    Gated(GatedArgs, Option<ConvertRows>),
+    Gated(GatedArgs, Option<ConvertRows>, Lasting),
     /// Activation in place.
     Activate(ActivateArgs),
+}
+
+/// What a linear op must remember.
+#[derive(Clone, Copy)]
+pub(crate) struct LinearOp {
+    /// Inputs are converted first, unless that was done or they are taken as they are.
+    pub(crate) convert: Option<ConvertArgs>,
+    /// Inputs are taken as they are: rows of an activation, not of the workspace.
+    pub(crate) direct: bool,
+    pub(crate) kernel: Kernel<LinearArgs>,
+    pub(crate) args: LinearArgs,
+    /// Of the output.
+    pub(crate) lasting: Lasting,
+}
+
+/// How long an activation's rows are of use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lasting {
+    /// Beyond the block of rows that is being computed.
+    Beyond,
+    /// The next op alone reads them: each block of rows may take the place of the one before.
+    Briefly,
 }
 
 /// A conversion that follows row by row what makes the rows, while each is in the nearest cache.
@@ -60,6 +87,7 @@ pub(crate) struct ConvertRows {
 }
 
 /// What an attention op must remember.
+#[derive(Clone, Copy)]
 pub(crate) struct AttentionOp {
     pub(crate) qkv: *const f32,
     pub(crate) out: *mut f32,
@@ -76,7 +104,7 @@ impl Op {
     /// Phases, with a barrier after each; the same for every thread.
     fn phases(&self, plans: &[Plan]) -> usize {
         match self {
-            Self::Linear { convert: Some(_), .. } => 2,
+            Self::Linear(LinearOp { convert: Some(_), .. }) => 2,
             Self::Attention(op) if !plans[op.plan].split.is_empty() => 2,
             _ => 1,
         }
@@ -86,7 +114,7 @@ impl Op {
     pub(crate) fn then(&mut self) -> Option<(*mut f32, &mut Option<ConvertRows>)> {
         match self {
             Self::RmsNorm(args, then) | Self::LayerNorm(args, then) => Some((args.out, then)),
-            Self::Gated(args, then) => Some((args.out, then)),
+            Self::Gated(args, then, _) => Some((args.out, then)),
             _ => None,
         }
     }
@@ -97,13 +125,13 @@ impl Op {
             Self::CopyBlocks | Self::Embed { .. } => return false,
             Self::AddPosition { x, .. } => (*x, *x),
             Self::RmsNorm(args, _) | Self::LayerNorm(args, _) => (args.x, args.x),
-            Self::Linear { convert, args, .. } => {
+            Self::Linear(LinearOp { convert, args, .. }) => {
                 let input = convert.as_ref().map_or(args.x.cast(), |c| c.x);
                 (input, if args.add { args.out } else { input })
             }
             Self::RopeWrite(args) => (args.qkv, args.qkv),
             Self::Attention(op) => (op.qkv, op.qkv),
-            Self::Gated(args, _) => (args.gate_up, args.gate_up),
+            Self::Gated(args, ..) => (args.gate_up, args.gate_up),
             Self::Activate(args) => (args.x, args.x),
         };
         one == x || other == x
@@ -114,12 +142,63 @@ impl Op {
         let out: *const f32 = match self {
             Self::Embed { out, .. } => *out,
             Self::RmsNorm(args, _) | Self::LayerNorm(args, _) => args.out,
-            Self::Linear { args, .. } if !args.add => args.out,
+            Self::Linear(LinearOp { args, .. }) if !args.add => args.out,
             Self::Attention(op) => op.out,
-            Self::Gated(args, _) => args.out,
+            Self::Gated(args, ..) => args.out,
             _ => return false,
         };
         out == x
+    }
+
+    /// Whether each row of it depends on that row of other activations alone.
+    fn is_row_wise(&self) -> bool {
+        match self {
+            Self::CopyBlocks | Self::Attention(_) => false,
+            // The head takes some rows only.
+            Self::Linear(op) => op.convert.is_none_or(|c| c.rows.is_null()),
+            _ => true,
+        }
+    }
+
+    /// The same for `rows` alone, of a row-wise op. Converted inputs lie in the workspace from its
+    /// beginning on, whichever rows they are.
+    fn of_rows(mut self, rows: &Range<usize>) -> Self {
+        let first = rows.start;
+        match &mut self {
+            Self::CopyBlocks | Self::Attention(_) => unreachable!("not row-wise"),
+            Self::Embed { .. } | Self::AddPosition { .. } => {}
+            Self::RmsNorm(args, _) | Self::LayerNorm(args, _) => {
+                args.x = args.x.wrapping_add(first * args.width);
+                args.out = args.out.wrapping_add(first * args.width);
+            }
+            Self::Linear(LinearOp { convert, direct, args, lasting, .. }) => {
+                if let Some(convert) = convert {
+                    convert.x = convert.x.wrapping_add(first * convert.width);
+                } else if *direct {
+                    args.x = args.x.wrapping_add(first * args.ldx * size_of::<f32>());
+                }
+                args.rows = rows.len();
+                if *lasting == Lasting::Beyond {
+                    args.out = args.out.wrapping_add(first * args.ldo);
+                }
+            }
+            Self::RopeWrite(args) => {
+                args.qkv = args.qkv.wrapping_add(first * args.heads.qkv_width());
+                args.positions = args.positions.wrapping_add(first);
+                args.slots = args.slots.wrapping_add(first);
+            }
+            Self::Gated(args, _, lasting) => {
+                if *lasting == Lasting::Beyond {
+                    args.gate_up = args.gate_up.wrapping_add(first * 2 * args.width);
+                }
+                args.out = args.out.wrapping_add(first * args.width);
+            }
+            Self::Activate(args) => {
+                args.x = args.x.wrapping_add(first * args.width);
+                args.len = rows.len() * args.width;
+            }
+        }
+        self
     }
 }
 
@@ -215,6 +294,9 @@ pub(crate) struct Context<'a> {
     pub(crate) workspace: &'a Workspace,
     pub(crate) barrier: &'a Barrier,
     pub(crate) threads: usize,
+    /// Rows that go through a run of row-wise ops together, so that what they make and read stays
+    /// in a cache.
+    pub(crate) block_rows: usize,
     /// Set by a panic: the rest of the program is skipped, barrier by barrier.
     pub(crate) failed: &'a AtomicBool,
 }
@@ -226,30 +308,60 @@ unsafe impl Sync for Context<'_> {}
 impl Context<'_> {
     /// Runs the program as thread `thread`. A panic of one thread stops all at the next barrier.
     pub(crate) fn run(&self, thread: usize) {
-        let mut panic = None;
-        for (index, op) in self.ops.iter().enumerate() {
-            for phase in 0..op.phases(self.plans) {
-                if !self.failed.load(Ordering::Relaxed) {
-                    let work = || self.run_phase(op, index, phase, thread);
-                    let work = std::panic::AssertUnwindSafe(work);
-                    if let Err(payload) = std::panic::catch_unwind(work) {
-                        self.failed.store(true, Ordering::Relaxed);
-                        panic = Some(payload);
-                    }
-                }
-                if self.threads > 1 {
-                    self.barrier.wait();
+        let (mut panic, mut first) = (None, 0);
+        let tokens = self.input.token_ids.len();
+        let blocks = tokens.div_ceil(self.block_rows);
+        let block = tokens.div_ceil(blocks.max(1)).next_multiple_of(8);
+        while first < self.ops.len() {
+            let row_wise = self.ops[first..].iter().take_while(|op| op.is_row_wise()).count();
+            let (step, together) = if row_wise > 0 { (block, row_wise) } else { (tokens, 1) };
+            for start in (0..tokens).step_by(step) {
+                let rows = start..(start + step).min(tokens);
+                for index in first..first + together {
+                    let op = match row_wise {
+                        0 => self.ops[index],
+                        _ => self.ops[index].of_rows(&rows),
+                    };
+                    self.run_op(&op, index, &rows, thread, &mut panic);
                 }
             }
+            first += together;
         }
         if let Some(payload) = panic {
             std::panic::resume_unwind(payload);
         }
     }
 
-    fn run_phase(&self, op: &Op, index: usize, phase: usize, thread: usize) {
-        let tokens = self.input.token_ids.len();
+    fn run_op(
+        &self,
+        op: &Op,
+        index: usize,
+        rows: &Range<usize>,
+        thread: usize,
+        panic: &mut Option<Box<dyn Any + Send>>,
+    ) {
+        for phase in 0..op.phases(self.plans) {
+            if !self.failed.load(Ordering::Relaxed) {
+                let work = || self.run_phase(op, index, phase, thread, rows);
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
+                    self.failed.store(true, Ordering::Relaxed);
+                    *panic = Some(payload);
+                }
+            }
+            if self.threads > 1 {
+                self.barrier.wait();
+            }
+        }
+    }
+
+    /// `rows` are those that a row-wise op was cut to.
+    fn run_phase(&self, op: &Op, index: usize, phase: usize, thread: usize, rows: &Range<usize>) {
+        let tokens = rows.len();
         let part = |units: usize| share(units, thread, self.threads);
+        let part_of = |rows: &Range<usize>| {
+            let part = part(rows.len());
+            rows.start + part.start..rows.start + part.end
+        };
         let k = self.kernels;
         // SAFETY: `isa::choose` saw the features of these kernels. The ops' pointers were resolved
         // from live buffers whose shapes were asserted; `part` gives each unit to one thread.
@@ -260,42 +372,48 @@ impl Context<'_> {
                 }
                 Op::Embed { table, out } => {
                     let id = |row: usize| self.input.token_ids[row].index();
-                    gather_rows(&self.tables[table.0 as usize], id, *out, part(tokens), false);
+                    gather_rows(&self.tables[table.0 as usize], id, *out, part_of(rows), false);
                 }
                 Op::AddPosition { table, x } => {
                     let id = |row: usize| self.input.positions[row] as usize;
-                    gather_rows(&self.tables[table.0 as usize], id, *x, part(tokens), true);
+                    gather_rows(&self.tables[table.0 as usize], id, *x, part_of(rows), true);
                 }
                 Op::RmsNorm(args, None) => (k.rms_norm)(args, part(tokens)),
                 Op::LayerNorm(args, None) => (k.layer_norm)(args, part(tokens)),
-                Op::RmsNorm(args, Some(then)) => self.convert_rows(then, thread, |row, out| {
-                    let out = out.unwrap_or_else(|| args.out.add(row * args.width));
-                    let args = NormArgs { x: args.x.add(row * args.width), out, ..*args };
-                    (k.rms_norm)(&args, 0..1);
-                    out
-                }),
-                Op::LayerNorm(args, Some(then)) => self.convert_rows(then, thread, |row, out| {
-                    let out = out.unwrap_or_else(|| args.out.add(row * args.width));
-                    let args = NormArgs { x: args.x.add(row * args.width), out, ..*args };
-                    (k.layer_norm)(&args, 0..1);
-                    out
-                }),
-                Op::Linear { convert: Some(convert), args, .. } if phase == 0 => {
+                Op::RmsNorm(args, Some(then)) => {
+                    self.convert_rows(then, part(tokens), thread, |row, out| {
+                        let out = out.unwrap_or_else(|| args.out.add(row * args.width));
+                        let args = NormArgs { x: args.x.add(row * args.width), out, ..*args };
+                        (k.rms_norm)(&args, 0..1);
+                        out
+                    })
+                }
+                Op::LayerNorm(args, Some(then)) => {
+                    self.convert_rows(then, part(tokens), thread, |row, out| {
+                        let out = out.unwrap_or_else(|| args.out.add(row * args.width));
+                        let args = NormArgs { x: args.x.add(row * args.width), out, ..*args };
+                        (k.layer_norm)(&args, 0..1);
+                        out
+                    })
+                }
+                Op::Linear(LinearOp { convert: Some(convert), args, .. }) if phase == 0 => {
                     (k.convert)(convert, part(args.rows));
                 }
-                Op::Linear { kernel, args, .. } => kernel(args, part(args.n.div_ceil(16))),
+                Op::Linear(op) => (op.kernel)(&op.args, part(op.args.n.div_ceil(16))),
                 Op::RopeWrite(args) => {
                     let heads = args.heads.num_heads + 2 * args.heads.num_kv_heads;
                     (k.rope_write)(args, part(tokens * heads));
                 }
                 Op::Attention(op) => self.attention(op, index, phase, thread),
-                Op::Gated(args, None) => (k.gated)(args, part(tokens * args.width.div_ceil(16))),
-                Op::Gated(args, Some(then)) => self.convert_rows(then, thread, |row, out| {
-                    let out = out.unwrap_or_else(|| args.out.add(row * args.width));
-                    let gate_up = args.gate_up.add(row * 2 * args.width);
-                    (k.gated)(&GatedArgs { gate_up, out, ..*args }, 0..args.width.div_ceil(16));
-                    out
-                }),
+                Op::Gated(args, None, _) => (k.gated)(args, part(tokens * args.width.div_ceil(16))),
+                Op::Gated(args, Some(then), _) => {
+                    self.convert_rows(then, part(tokens), thread, |row, out| {
+                        let out = out.unwrap_or_else(|| args.out.add(row * args.width));
+                        let gate_up = args.gate_up.add(row * 2 * args.width);
+                        (k.gated)(&GatedArgs { gate_up, out, ..*args }, 0..args.width.div_ceil(16));
+                        out
+                    })
+                }
                 Op::Activate(args) => (k.activate)(args, part(args.len.div_ceil(16))),
             }
         }
@@ -306,11 +424,12 @@ impl Context<'_> {
     unsafe fn convert_rows(
         &self,
         then: &ConvertRows,
+        rows: Range<usize>,
         thread: usize,
         make: impl Fn(usize, Option<*mut f32>) -> *mut f32,
     ) {
         let args = then.args;
-        for row in share(self.input.token_ids.len(), thread, self.threads) {
+        for row in rows {
             let scratch = then.only.then(|| self.workspace.rows[thread].as_ptr());
             // SAFETY: the row is in range of both; each has one thread, and so has its scratch.
             unsafe {

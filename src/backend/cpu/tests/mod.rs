@@ -5,6 +5,7 @@ use crate::backend::{DType, Heads, KvGroup, LinearPart, LinearRole, RowSource, S
 use crate::ids::TokenId;
 
 mod attention;
+mod blocks;
 mod linear;
 mod ops;
 mod quantized;
