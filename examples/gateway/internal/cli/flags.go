@@ -71,6 +71,41 @@ func (q *quantization) Set(text string) error {
 	return fmt.Errorf("this version has none, int8 and int4")
 }
 
+// device says where the engine runs: a flag's value.
+type device string
+
+func (d *device) String() string { return string(*d) }
+func (d *device) Type() string   { return "string" }
+
+func (d *device) Set(text string) error {
+	ordinal, isCUDA := strings.CutPrefix(text, "cuda:")
+	if _, err := strconv.ParseUint(ordinal, 10, 31); isCUDA && err == nil {
+		*d = device(text)
+		return nil
+	}
+	switch text {
+	case "auto", "cpu", "cuda":
+		*d = device(text)
+		return nil
+	}
+	return fmt.Errorf("must be auto, cpu, cuda or cuda:N")
+}
+
+// share is a number above 0 and at most 1: a flag's value.
+type share float64
+
+func (s *share) String() string { return strconv.FormatFloat(float64(*s), 'g', -1, 64) }
+func (s *share) Type() string   { return "float" }
+
+func (s *share) Set(text string) error {
+	value, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(value > 0 && value <= 1) {
+		return fmt.Errorf("must be above 0 and at most 1")
+	}
+	*s = share(value)
+	return nil
+}
+
 // fixedFlag is a flag of vLLM's of which vrust has only some values.
 type fixedFlag struct {
 	name, short, initial string
@@ -96,7 +131,6 @@ var fixedFlags = []fixedFlag{
 	{name: "hf-overrides", allowed: []string{"", "{}"}},
 	{name: "override-generation-config", allowed: []string{"", "{}"}},
 	{name: "tokenizer-mode", initial: "auto", allowed: []string{"auto"}},
-	{name: "device", initial: "auto", allowed: []string{"auto", "cpu"}},
 	{name: "middleware", allowed: []string{""}},
 	{name: "grpc-port", allowed: []string{""}},
 	{name: "chat-template-content-format", initial: "auto", allowed: []string{"auto", "string"}},
@@ -108,9 +142,6 @@ var fixedFlags = []fixedFlag{
 		warning: "vrust never runs a model's own code: its families are built in"},
 	{name: "swap-space", initial: "0",
 		warning: "preempted requests are computed again, not swapped"},
-	{name: "gpu-memory-utilization", initial: "0.92",
-		warning: "this version runs on the CPU; --kv-cache-memory-bytes sets its KV cache"},
-	{name: "enforce-eager", initial: "false", isBool: true, warning: "there is no graph to capture"},
 	{name: "optimization-level", short: "O", initial: "2", warning: "there is nothing to compile"},
 	{name: "async-scheduling", initial: "true", isBool: true, warning: "scheduling is one loop"},
 	{name: "enable-server-load-tracking", initial: "true", isBool: true},
@@ -163,6 +194,9 @@ type engineFlags struct {
 	revision, downloadDir                        string
 	maxModelLen, kvBytes, batchedTokens          count
 	quantization                                 quantization
+	device                                       device
+	gpuMemory                                    share
+	enforceEager                                 bool
 	names                                        []string
 	maxLogprobs                                  int
 	noPrefix, noChunked                          bool
@@ -171,6 +205,7 @@ type engineFlags struct {
 
 func (e *engineFlags) add(set *pflag.FlagSet) {
 	e.maxModelLen.auto, e.kvBytes.size = true, true
+	e.device, e.gpuMemory = "auto", 0.92
 	o := &e.options
 	set.StringVar(&e.model, "model", "", "the model, as the positional argument")
 	set.StringVar(&o.Tokenizer, "tokenizer", "", "folder of the tokenizer; the model's by default")
@@ -180,7 +215,10 @@ func (e *engineFlags) add(set *pflag.FlagSet) {
 	set.StringVar(&o.DType, "dtype", "auto", "auto, float32 or bfloat16")
 	set.VarP(&e.quantization, "quantization", "q",
 		"int8 or int4: round the weights when they are loaded")
-	set.StringVar(&o.Backend, "backend", "cpu", "cpu or reference")
+	set.StringVar(&o.Backend, "backend", "auto", "auto: by --device; cpu or reference")
+	set.Var(&e.device, "device", "auto: a GPU where one can be used; cpu; cuda or cuda:N")
+	set.Var(&e.gpuMemory, "gpu-memory-utilization", "share of a GPU's memory; no effect on a CPU")
+	set.BoolVar(&e.enforceEager, "enforce-eager", false, "no CUDA graphs; no effect on a CPU")
 	set.StringVar(&o.SchedulingPolicy, "scheduling-policy", "fcfs", "fcfs or priority")
 	set.Var(&e.maxModelLen, "max-model-len", "most positions of a sequence; the model's by default")
 	set.Var(&e.kvBytes, "kv-cache-memory-bytes", "bytes of the KV cache")
@@ -236,12 +274,18 @@ func (e *engineFlags) resolve(folder string) (vrust.Options, error) {
 			return o, usagef("--engine-extra must be a JSON object: %v", err)
 		}
 	}
-	if e.quantization != "" {
-		o.Extra = maps.Clone(o.Extra)
-		if o.Extra == nil {
-			o.Extra = map[string]any{}
-		}
-		o.Extra["quantization"] = string(e.quantization)
+	extra := map[string]any{
+		"gpu_memory_utilization": float64(e.gpuMemory),
+		"enforce_eager":          e.enforceEager,
 	}
+	if e.quantization != "" {
+		extra["quantization"] = string(e.quantization)
+	}
+	// A backend that is named needs no device.
+	if o.Backend == "auto" {
+		extra["device"] = string(e.device)
+	}
+	maps.Copy(extra, o.Extra)
+	o.Extra = extra
 	return o, nil
 }
