@@ -378,23 +378,9 @@ impl Context<'_> {
                     let id = |row: usize| self.input.positions[row] as usize;
                     gather_rows(&self.tables[table.0 as usize], id, *x, part_of(rows), true);
                 }
-                Op::RmsNorm(args, None) => (k.rms_norm)(args, part(tokens)),
-                Op::LayerNorm(args, None) => (k.layer_norm)(args, part(tokens)),
-                Op::RmsNorm(args, Some(then)) => {
-                    self.convert_rows(then, part(tokens), thread, |row, out| {
-                        let out = out.unwrap_or_else(|| args.out.add(row * args.width));
-                        let args = NormArgs { x: args.x.add(row * args.width), out, ..*args };
-                        (k.rms_norm)(&args, 0..1);
-                        out
-                    })
-                }
-                Op::LayerNorm(args, Some(then)) => {
-                    self.convert_rows(then, part(tokens), thread, |row, out| {
-                        let out = out.unwrap_or_else(|| args.out.add(row * args.width));
-                        let args = NormArgs { x: args.x.add(row * args.width), out, ..*args };
-                        (k.layer_norm)(&args, 0..1);
-                        out
-                    })
+                Op::RmsNorm(args, then) => self.norm(k.rms_norm, args, then, part(tokens), thread),
+                Op::LayerNorm(args, then) => {
+                    self.norm(k.layer_norm, args, then, part(tokens), thread);
                 }
                 Op::Linear(LinearOp { convert: Some(convert), args, .. }) if phase == 0 => {
                     (k.convert)(convert, part(args.rows));
@@ -416,6 +402,26 @@ impl Context<'_> {
                 }
                 Op::Activate(args) => (k.activate)(args, part(args.len.div_ceil(16))),
             }
+        }
+    }
+
+    /// This thread's rows of a norm, converted at once where a linear layer follows.
+    unsafe fn norm(
+        &self,
+        kernel: Kernel<NormArgs>,
+        args: &NormArgs,
+        then: &Option<ConvertRows>,
+        rows: Range<usize>,
+        thread: usize,
+    ) {
+        // SAFETY: as in `run_phase`; the rows are this thread's own.
+        unsafe {
+            let Some(then) = then else { return kernel(args, rows) };
+            self.convert_rows(then, rows, thread, |row, out| {
+                let out = out.unwrap_or_else(|| args.out.add(row * args.width));
+                kernel(&NormArgs { x: args.x.add(row * args.width), out, ..*args }, 0..1);
+                out
+            });
         }
     }
 

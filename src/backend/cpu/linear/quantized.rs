@@ -87,7 +87,6 @@ pub(crate) fn row_bytes(k_padded: usize, group: usize) -> usize {
 pub(crate) struct Quantized<I, F>(PhantomData<(I, F)>);
 
 impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
-    type Lanes = I::Floats;
     const BLOCK: usize = 1;
 
     #[inline(always)]

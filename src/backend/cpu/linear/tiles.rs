@@ -15,8 +15,6 @@ use crate::backend::cpu::simd::Simd16;
 
 /// What computes a tile: `R` rows by `N` panels, all of K, in registers.
 pub(crate) trait Tiles {
-    /// Sixteen f32 lanes.
-    type Lanes: Simd16;
     /// Steps along K between two calls of `Ahead::ask`.
     const BLOCK: usize;
     /// Computes rows from `row` on of the outputs from `panel` on.
@@ -132,7 +130,6 @@ unsafe fn strip<T: Tiles, const R: usize, const PANELS: usize>(
 }
 
 impl<P: Panel> Tiles for Chain<P> {
-    type Lanes = P::Acc;
     const BLOCK: usize = 16;
 
     #[inline(always)]
