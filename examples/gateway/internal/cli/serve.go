@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -221,10 +220,6 @@ func (e *engineFlags) open(ctx context.Context, progress io.Writer) (*vrust.Engi
 		return nil, err
 	}
 	if options.Extra["served_model_name"] == nil {
-		options.Extra = maps.Clone(options.Extra)
-		if options.Extra == nil {
-			options.Extra = map[string]any{}
-		}
 		options.Extra["served_model_name"] = e.label()
 	}
 	engine, err := vrust.Open(ctx, options)
