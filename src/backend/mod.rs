@@ -129,6 +129,9 @@ pub struct LinearSpec {
 pub enum LinearRole {
     /// A linear layer within the model.
     Hidden,
+    /// Two parts of as many outputs, gate and up, whose output `gated_activation` takes: a backend
+    /// may lay them out so that both are one step.
+    GateUp,
     /// The embedding of tokens, the head, or both: rows are looked up, and logits come from it.
     Vocabulary,
     /// Learned positions: rows are looked up.
@@ -350,7 +353,8 @@ pub trait Backend {
     /// `out[t] = softmax(q[t] K^T * scale) V` over the cached positions that row `t` may see, this
     /// step's included. `out` is `[tokens, heads * head_dim]`.
     fn paged_attention(&mut self, layer: usize, qkv: ActId, spec: &Attention, out: ActId);
-    /// `out = act(gate) * up`, where a row of `gate_up` is gate then up.
+    /// `out = act(gate) * up`, where a row of `gate_up` is gate then up. `gate_up` may be undefined
+    /// afterwards: a backend need not keep what only this op reads.
     fn gated_activation(&mut self, gate_up: ActId, kind: Activation, out: ActId);
     /// `x = act(x)`.
     fn activate(&mut self, x: ActId, kind: Activation);

@@ -102,6 +102,11 @@ impl<'a> Loader<'a> {
         self.matrix(parts, LinearRole::Hidden)
     }
 
+    /// The gate and the up projection of a gated layer.
+    pub(super) fn gate_up(&mut self, parts: &[Part; 2]) -> Result<LinearId> {
+        self.matrix(parts, LinearRole::GateUp)
+    }
+
     /// The embedding of tokens, or the head.
     pub(super) fn vocabulary(&mut self, part: Part) -> Result<LinearId> {
         self.matrix(&[part], LinearRole::Vocabulary)

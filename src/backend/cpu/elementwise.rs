@@ -61,8 +61,9 @@ pub(crate) unsafe fn activate<S: Simd16>(a: &ActivateArgs, units: Range<usize>) 
     }
 }
 
+/// One activation of sixteen lanes.
 #[inline(always)]
-fn apply<S: Simd16>(x: S, kind: Activation) -> S {
+pub(crate) fn apply<S: Simd16>(x: S, kind: Activation) -> S {
     match kind {
         Activation::Silu => math::silu(x),
         Activation::GeluTanh => math::gelu_tanh(x),

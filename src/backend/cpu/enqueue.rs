@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::CpuBackend;
 use super::attention::plan::Plan;
+use super::elementwise::GatedArgs;
 use super::linear::{ConvertArgs, InputForm, quantized};
 use super::norm::NormArgs;
-use super::program::{Context, ConvertRows, Lasting, LinearOp, Op};
+use super::program::{Context, ConvertRows, LinearOp, Op};
 use crate::backend::{ActId, Attention, LinearId, StepInput, VectorId};
 
 impl CpuBackend {
@@ -58,9 +59,9 @@ impl CpuBackend {
         let mut args = packed.args();
         (args.rows, args.out, args.ldo, args.add) = (rows, out, ldo, add);
         (args.x, args.ldx) = (x.cast::<u8>().cast_const(), width);
-        let direct = form == InputForm::F32 && index.is_null();
+        let direct = (form == InputForm::F32 && index.is_null()).then_some(form);
         let mut convert = None;
-        if !direct {
+        if direct.is_none() {
             let target = self.workspace.inputs.as_ptr().cast::<u8>();
             let ldx = match form {
                 InputForm::Int8 { group, .. } => quantized::row_bytes(packed.k_padded, group),
@@ -78,8 +79,20 @@ impl CpuBackend {
             }
         }
         let kernel = self.kernels.linear[packed.storage as usize];
-        let lasting = Lasting::Beyond;
-        self.push(Op::Linear(LinearOp { convert, direct, kernel, args, lasting }));
+        self.push(Op::Linear(LinearOp { convert, direct, kernel, args }));
+    }
+
+    /// As a part of the linear layer before it, if that made both sides side by side.
+    pub(super) fn push_gated(&mut self, args: GatedArgs) {
+        match self.ops.last_mut() {
+            Some(Op::Linear(LinearOp { args: linear, .. }))
+                if linear.gated && !linear.add && linear.out.cast_const() == args.gate_up =>
+            {
+                linear.gate = Some(args.kind);
+                (linear.out, linear.ldo) = (args.out, args.width);
+            }
+            _ => self.push(Op::Gated(args)),
+        }
     }
 
     pub(super) fn push_norm(
@@ -131,25 +144,26 @@ impl CpuBackend {
         at
     }
 
-    /// Finds converted rows that nobody else reads before they are made anew, and gates that
-    /// nobody but the activation does.
+    /// Finds converted rows that nobody else reads before they are made anew: they are made in the
+    /// form in which they are read.
     fn find_unread(&mut self) {
         for i in 0..self.ops.len() {
             let (made, later) = self.ops.split_at_mut(i + 1);
-            let Some((x, Some(then))) = made[i].then() else { continue };
-            let next = later.iter().find(|op| op.reads(x) || op.overwrites(x));
-            then.only = next.is_some_and(|op| !op.reads(x));
-        }
-        for i in 1..self.ops.len() {
-            let (made, later) = self.ops.split_at_mut(i + 1);
-            let [.., Op::Linear(linear), Op::Gated(args, _, lasting)] = made else { continue };
-            let x = args.gate_up;
-            let next = later.iter().find(|op| op.reads(x) || op.overwrites(x));
-            if linear.args.out.cast_const() == x
-                && !linear.args.add
-                && next.is_some_and(|op| !op.reads(x))
+            if let Some((x, Some(then))) = made[i].then() {
+                then.only = is_unread(x, later);
+            }
+            if let (Op::Linear(made), [Op::Linear(next), after @ ..]) = (&mut made[i], later)
+                && made.args.gate.is_some()
+                && let Some(convert) = next.convert
+                && convert.x == made.args.out.cast_const()
+                && convert.rows.is_null()
+                && convert.ldo == made.args.ldo
+                && !matches!(convert.form, InputForm::Int8 { .. })
+                && is_unread(convert.x, after)
             {
-                (linear.lasting, *lasting) = (Lasting::Briefly, Lasting::Briefly);
+                made.args.form = convert.form;
+                (next.convert, next.direct) = (None, Some(convert.form));
+                next.args.x = convert.x.cast();
             }
         }
     }
@@ -204,4 +218,10 @@ impl CpuBackend {
             assert!(slots.iter().all(|slot| *slot < end), "slot out of range");
         }
     }
+}
+
+/// Whether no op reads the activation at `x` before one makes it anew.
+fn is_unread(x: *const f32, ops: &[Op]) -> bool {
+    let next = ops.iter().find(|op| op.reads(x) || op.overwrites(x));
+    next.is_some_and(|op| !op.reads(x))
 }

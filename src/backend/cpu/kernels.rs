@@ -46,22 +46,28 @@ pub(crate) struct Kernels {
 /// Instantiates every generic kernel inside functions that have the path's features.
 ///
 /// `rows x panels` is the register tile of linear layers, `int_rows x int_panels` that of quantized
-/// ones, which sum twice, and `vectors x groups` that of attention.
+/// ones, which sum twice, with tiles of an even number of panels for gated ones beside each, and
+/// `vectors x groups` that of attention.
 macro_rules! instantiate {
     ($name:ident, [$($feature:meta),*], $simd:ty, $int:ty, $bf16:ty, $bf16_inputs:literal,
-     $rows:literal x $panels:literal, $int_rows:literal x $int_panels:literal,
+     $rows:literal x $panels:literal, $g_rows:literal x $g_panels:literal,
+     $int_rows:literal x $int_panels:literal, $ig_rows:literal x $ig_panels:literal,
      $vectors:literal x $groups:literal) => {
         mod $name {
             use super::*;
 
             instantiate!(@kernels [$(#[$feature])*] {
-                linear_bf16(LinearArgs) = run::<Chain<$bf16>, $rows, $panels>;
-                linear_f32(LinearArgs) = run::<Chain<Wide<$simd, f32>>, $rows, $panels>;
-                linear_f16(LinearArgs) = run::<Chain<Wide<$simd, half::f16>>, $rows, $panels>;
+                linear_bf16(LinearArgs) = run::<Chain<$bf16>, $rows, $panels, $g_rows, $g_panels>;
+                linear_f32(LinearArgs) =
+                    run::<Chain<Wide<$simd, f32>>, $rows, $panels, $g_rows, $g_panels>;
+                linear_f16(LinearArgs) =
+                    run::<Chain<Wide<$simd, half::f16>>, $rows, $panels, $g_rows, $g_panels>;
                 linear_bf16_wide(LinearArgs) =
-                    run::<Chain<Wide<$simd, half::bf16>>, $rows, $panels>;
-                linear_int8(LinearArgs) = run::<Quantized<$int, Int8>, $int_rows, $int_panels>;
-                linear_int4(LinearArgs) = run::<Quantized<$int, Int4>, $int_rows, $int_panels>;
+                    run::<Chain<Wide<$simd, half::bf16>>, $rows, $panels, $g_rows, $g_panels>;
+                linear_int8(LinearArgs) =
+                    run::<Quantized<$int, Int8>, $int_rows, $int_panels, $ig_rows, $ig_panels>;
+                linear_int4(LinearArgs) =
+                    run::<Quantized<$int, Int4>, $int_rows, $int_panels, $ig_rows, $ig_panels>;
                 convert(ConvertArgs) = linear::convert::<$simd>;
                 rms_norm(NormArgs) = norm::rms_norm::<$simd>;
                 layer_norm(NormArgs) = norm::layer_norm::<$simd>;
@@ -114,7 +120,7 @@ macro_rules! instantiate {
 
 instantiate!(
     portable, [],
-    Portable, [i32; 16], linear::Pairs<Portable>, false, 4 x 1, 4 x 1, 4 x 1
+    Portable, [i32; 16], linear::Pairs<Portable>, false, 4 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -123,18 +129,18 @@ use super::simd::{avx2::Avx2, avx512::Avx512, integer::Avx2Integer, integer::Avx
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx2, [target_feature(enable = "avx2,fma,f16c")],
-    Avx2, Avx2Integer, linear::Pairs<Avx2>, false, 4 x 1, 4 x 1, 4 x 1
+    Avx2, Avx2Integer, linear::Pairs<Avx2>, false, 4 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx512, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 6 x 2, 8 x 2
+    Avx512, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 6 x 4, 6 x 2, 6 x 2, 8 x 2
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx512bf16,
     [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, Avx512Integer, linear::avx512bf16::Dot, true, 8 x 3, 6 x 2, 8 x 2
+    Avx512, Avx512Integer, linear::avx512bf16::Dot, true, 8 x 3, 6 x 4, 6 x 2, 6 x 2, 8 x 2
 );
 
 /// What VNNI replaces, on whichever AVX-512 path: integer sums are the same bits.
@@ -144,15 +150,15 @@ mod vnni {
     use crate::backend::cpu::simd::integer::Vnni;
 
     #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) unsafe fn int8(a: &LinearArgs, panels: Range<usize>) {
+    pub(super) unsafe fn int8(a: &LinearArgs, units: Range<usize>) {
         // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { run::<Quantized<Vnni, Int8>, 6, 2>(a, panels) }
+        unsafe { run::<Quantized<Vnni, Int8>, 6, 2, 6, 2>(a, units) }
     }
 
     #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) unsafe fn int4(a: &LinearArgs, panels: Range<usize>) {
+    pub(super) unsafe fn int4(a: &LinearArgs, units: Range<usize>) {
         // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { run::<Quantized<Vnni, Int4>, 6, 2>(a, panels) }
+        unsafe { run::<Quantized<Vnni, Int4>, 6, 2, 6, 2>(a, units) }
     }
 }
 

@@ -52,7 +52,7 @@ use kernels::Kernels;
 use kv::KvCache;
 use memory::Buffer;
 use pack::{Packed, Precision};
-use program::{AttentionOp, Input, Lasting, Op, ThreadScratch, Workspace};
+use program::{AttentionOp, Input, Op, ThreadScratch, Workspace};
 use rope::{RopeArgs, RopeTable};
 use thread_pool::ThreadPool;
 
@@ -321,7 +321,7 @@ impl Backend for CpuBackend {
     fn gated_activation(&mut self, gate_up: ActId, kind: Activation, out: ActId) {
         let ((gate_up, both), (out, width)) = (self.act(gate_up), self.act(out));
         assert_eq!(both, 2 * width, "width of gate and up");
-        self.push(Op::Gated(GatedArgs { gate_up, out, width, kind }, None, Lasting::Beyond));
+        self.push_gated(GatedArgs { gate_up, out, width, kind });
     }
 
     fn activate(&mut self, x: ActId, kind: Activation) {

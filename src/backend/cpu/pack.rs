@@ -6,7 +6,8 @@
 //!  f32 compute    [N/16][K][16] f32|f16|bf16 widened exactly when used
 //!  quantized      see `linear::quantized`
 //! ```
-//! N is padded to whole panels, K (of pairs) to whole AMX tiles of 32, with zeros.
+//! N is padded to whole panels, K (of pairs) to whole AMX tiles of 32, with zeros. Panels of gate
+//! and of up take turns, so that one tile has both sides of a gated activation.
 #![allow(unsafe_code, reason = "threads fill disjoint panels of one buffer")]
 
 use std::ops::Range;
@@ -57,6 +58,8 @@ pub(crate) struct Packed {
     pub(crate) k: usize,
     /// Inputs, padded as the layout wants.
     pub(crate) k_padded: usize,
+    /// Gate and up, each of half the outputs, panel by panel in turn.
+    gated: bool,
     data: Buffer<u8>,
     bias: Option<Buffer<f32>>,
     /// Int8's scales of the outputs, padded to whole panels; else empty.
@@ -138,12 +141,31 @@ impl Packed {
         }
         let storage = storage_of(spec, precision);
         let k_padded = storage.padded(k);
-        let bytes = storage.panel_bytes(k).saturating_mul(n.div_ceil(16));
-        let data = Buffer::zeroed(bytes, name)?;
-        let bias = pack_bias(&spec.parts, n)?;
-        let scales = if storage == Storage::Int8 { n.next_multiple_of(16) } else { 0 };
-        let scales = Buffer::zeroed(scales, "scales of weights")?;
-        let packed = Self { storage, n, k, k_padded, data, bias, scales };
+        let gated = spec.role == LinearRole::GateUp;
+        if let (true, [gate, up]) = (gated, &spec.parts[..])
+            && gate.weight.rows() != up.weight.rows()
+        {
+            let (name, other) = (gate.weight.name(), up.weight.name());
+            let (rows, others) = (gate.weight.rows(), up.weight.rows());
+            let message = format!("{name} has {rows} outputs, but {other} beside it has {others}");
+            return Err(Error::new(ErrorKind::ModelFormat, message));
+        }
+        let mut packed = Self {
+            storage,
+            n,
+            k,
+            k_padded,
+            gated,
+            data: Buffer::zeroed(0, name)?,
+            bias: None,
+            scales: Buffer::zeroed(0, name)?,
+        };
+        let bytes = storage.panel_bytes(k).saturating_mul(packed.panels());
+        packed.data = Buffer::zeroed(bytes, name)?;
+        packed.bias = packed.pack_bias(&spec.parts)?;
+        if storage == Storage::Int8 {
+            packed.scales = Buffer::zeroed(16 * packed.panels(), "scales of weights")?;
+        }
         let mut row = 0;
         for part in &spec.parts {
             packed.fill(part, row, pool)?;
@@ -157,6 +179,22 @@ impl Packed {
         self.storage.panel_bytes(self.k)
     }
 
+    /// Panels of sixteen outputs.
+    fn panels(&self) -> usize {
+        if self.gated { 2 * (self.n / 2).div_ceil(16) } else { self.n.div_ceil(16) }
+    }
+
+    /// Where output `row` stands among the panels' outputs.
+    #[inline(always)]
+    fn place(&self, row: usize) -> usize {
+        if !self.gated {
+            return row;
+        }
+        let half = self.n / 2;
+        let (side, row) = (row / half, row % half);
+        (2 * (row / 16) + side) * 16 + row % 16
+    }
+
     /// The arguments of a kernel over this layer; the caller adds inputs and outputs.
     pub(crate) fn args(&self) -> linear::LinearArgs {
         linear::LinearArgs {
@@ -168,6 +206,10 @@ impl Packed {
             steps: self.k_padded / self.storage.step(),
             scales: if self.scales.len() == 0 { std::ptr::null() } else { self.scales.as_ptr() },
             n: self.n,
+            panels: self.panels(),
+            gated: self.gated,
+            gate: None,
+            form: InputForm::F32,
             bias: self.bias.as_ref().map_or(std::ptr::null(), |b| b.as_ptr().cast_const()),
             out: std::ptr::null_mut(),
             ldo: 0,
@@ -181,10 +223,11 @@ impl Packed {
         assert_eq!(out.len(), self.k, "a row of a table of {} columns", self.k);
         let scale = match self.storage {
             // SAFETY: a scale for each row, and nobody writes to them after packing.
-            Storage::Int8 => unsafe { *self.scales.as_ptr().add(row) },
+            Storage::Int8 => unsafe { *self.scales.as_ptr().add(self.place(row)) },
             _ => 1.0,
         };
-        let (panel, lane) = (row / 16 * self.panel_bytes(), row % 16);
+        let place = self.place(row);
+        let (panel, lane) = (place / 16 * self.panel_bytes(), place % 16);
         for (i, value) in out.iter_mut().enumerate() {
             let at = self.index(row, i);
             // SAFETY: `index` stays within the buffer for row < n and i < k; after packing nobody
@@ -206,7 +249,8 @@ impl Packed {
     /// Where element (row, column) lies.
     #[inline(always)]
     fn index(&self, row: usize, column: usize) -> usize {
-        let (panel, lane) = (row / 16 * 16 * self.k_padded, row % 16);
+        let place = self.place(row);
+        let (panel, lane) = (place / 16 * 16 * self.k_padded, place % 16);
         match self.storage {
             Storage::Bf16Pairs => panel + column / 2 * 32 + lane * 2 + column % 2,
             _ => panel + column * 16 + lane,
@@ -254,15 +298,40 @@ impl Packed {
         Ok(())
     }
 
+    /// The parts' biases, zero where a part has none, one for each output of the panels; none when
+    /// no part has one.
+    fn pack_bias(&self, parts: &[LinearPart]) -> Result<Option<Buffer<f32>>> {
+        if parts.iter().all(|p| p.bias.is_none()) {
+            return Ok(None);
+        }
+        let mut bias = Buffer::zeroed(16 * self.panels(), "bias")?;
+        let mut row = 0;
+        for part in parts {
+            let rows = part.weight.rows();
+            let values = part.bias.as_deref().unwrap_or_default();
+            if part.bias.is_some() && values.len() != rows {
+                let (name, len) = (part.weight.name(), values.len());
+                let message = format!("{name} has {rows} outputs, but its bias has {len}");
+                return Err(Error::new(ErrorKind::ModelFormat, message));
+            }
+            for (i, value) in values.iter().enumerate() {
+                bias.as_mut_slice()[self.place(row + i)] = *value;
+            }
+            row += rows;
+        }
+        Ok(Some(bias))
+    }
+
     /// Rounds one row; `values` is room for it.
     fn quantize_row(&self, row: usize, dtype: DType, source: &[u8], values: &mut [f32]) {
         dtype.widen(source, values);
-        let (panel, lane) = (row / 16 * self.panel_bytes(), row % 16);
+        let place = self.place(row);
+        let (panel, lane) = (place / 16 * self.panel_bytes(), place % 16);
         // SAFETY: the row is one of the layer's, and no other thread has it.
         unsafe {
             let panel = self.data.as_ptr().add(panel);
             if self.storage == Storage::Int8 {
-                *self.scales.as_ptr().add(row) = quantize::write_int8(panel, lane, values);
+                *self.scales.as_ptr().add(place) = quantize::write_int8(panel, lane, values);
             } else {
                 quantize::write_int4(panel, lane, values);
             }
@@ -323,7 +392,9 @@ const CHUNK_BYTES: usize = 4 << 20;
 fn storage_of(spec: &LinearSpec, precision: Precision) -> Storage {
     match (precision.quantization, spec.role) {
         (None, _) | (_, LinearRole::Positions) => {}
-        (Some(Quantization::Int4), LinearRole::Hidden) => return Storage::Int4,
+        (Some(Quantization::Int4), LinearRole::Hidden | LinearRole::GateUp) => {
+            return Storage::Int4;
+        }
         (Some(_), _) => return Storage::Int8,
     }
     if precision.compute == ComputeType::Bf16 {
@@ -339,28 +410,6 @@ fn storage_of(spec: &LinearSpec, precision: Precision) -> Storage {
         DType::F16 => Storage::F16,
         DType::Bf16 => Storage::Bf16,
     }
-}
-
-/// The parts' biases, zero where a part has none, padded to whole panels; none when none has one.
-fn pack_bias(parts: &[LinearPart], n: usize) -> Result<Option<Buffer<f32>>> {
-    if parts.iter().all(|p| p.bias.is_none()) {
-        return Ok(None);
-    }
-    let mut bias = Buffer::zeroed(n.next_multiple_of(16), "bias")?;
-    let mut row = 0;
-    for part in parts {
-        let rows = part.weight.rows();
-        if let Some(values) = &part.bias {
-            if values.len() != rows {
-                let (name, len) = (part.weight.name(), values.len());
-                let message = format!("{name} has {rows} outputs, but its bias has {len}");
-                return Err(Error::new(ErrorKind::ModelFormat, message));
-            }
-            bias.as_mut_slice()[row..row + rows].copy_from_slice(values);
-        }
-        row += rows;
-    }
-    Ok(Some(bias))
 }
 
 /// The rows that a gather, embed or position table is asked for, thread by thread.

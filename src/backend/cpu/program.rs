@@ -21,7 +21,7 @@ use super::barrier::Barrier;
 use super::elementwise::{ActivateArgs, GatedArgs};
 use super::kernels::{Kernel, Kernels};
 use super::kv::{KvCache, LayerKv};
-use super::linear::{ConvertArgs, LinearArgs};
+use super::linear::{ConvertArgs, InputForm, LinearArgs};
 use super::memory::Buffer;
 use super::norm::NormArgs;
 use super::pack::{Packed, gather_rows};
@@ -50,8 +50,8 @@ pub(crate) enum Op {
     RopeWrite(RopeArgs),
     /// Attention, after `plan`.
     Attention(AttentionOp),
-    /// Gated activation, likewise.
-    Gated(GatedArgs, Option<ConvertRows>, Lasting),
+    /// Gated activation, where no linear layer does it.
+    Gated(GatedArgs),
     /// Activation in place.
     Activate(ActivateArgs),
 }
@@ -61,21 +61,10 @@ pub(crate) enum Op {
 pub(crate) struct LinearOp {
     /// Inputs are converted first, unless that was done or they are taken as they are.
     pub(crate) convert: Option<ConvertArgs>,
-    /// Inputs are taken as they are: rows of an activation, not of the workspace.
-    pub(crate) direct: bool,
+    /// Inputs are taken as they are, in their form: rows of an activation, not of the workspace.
+    pub(crate) direct: Option<InputForm>,
     pub(crate) kernel: Kernel<LinearArgs>,
     pub(crate) args: LinearArgs,
-    /// Of the output.
-    pub(crate) lasting: Lasting,
-}
-
-/// How long an activation's rows are of use.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lasting {
-    /// Beyond the block of rows that is being computed.
-    Beyond,
-    /// The next op alone reads them: each block of rows may take the place of the one before.
-    Briefly,
 }
 
 /// A conversion that follows row by row what makes the rows, while each is in the nearest cache.
@@ -114,7 +103,6 @@ impl Op {
     pub(crate) fn then(&mut self) -> Option<(*mut f32, &mut Option<ConvertRows>)> {
         match self {
             Self::RmsNorm(args, then) | Self::LayerNorm(args, then) => Some((args.out, then)),
-            Self::Gated(args, then, _) => Some((args.out, then)),
             _ => None,
         }
     }
@@ -131,7 +119,7 @@ impl Op {
             }
             Self::RopeWrite(args) => (args.qkv, args.qkv),
             Self::Attention(op) => (op.qkv, op.qkv),
-            Self::Gated(args, ..) => (args.gate_up, args.gate_up),
+            Self::Gated(args) => (args.gate_up, args.gate_up),
             Self::Activate(args) => (args.x, args.x),
         };
         one == x || other == x
@@ -144,7 +132,7 @@ impl Op {
             Self::RmsNorm(args, _) | Self::LayerNorm(args, _) => args.out,
             Self::Linear(LinearOp { args, .. }) if !args.add => args.out,
             Self::Attention(op) => op.out,
-            Self::Gated(args, ..) => args.out,
+            Self::Gated(args) => args.out,
             _ => return false,
         };
         out == x
@@ -171,26 +159,22 @@ impl Op {
                 args.x = args.x.wrapping_add(first * args.width);
                 args.out = args.out.wrapping_add(first * args.width);
             }
-            Self::Linear(LinearOp { convert, direct, args, lasting, .. }) => {
+            Self::Linear(LinearOp { convert, direct, args, .. }) => {
                 if let Some(convert) = convert {
                     convert.x = convert.x.wrapping_add(first * convert.width);
-                } else if *direct {
-                    args.x = args.x.wrapping_add(first * args.ldx * size_of::<f32>());
+                } else if let Some(form) = direct {
+                    args.x = args.x.wrapping_add(first * args.ldx * form.bytes());
                 }
                 args.rows = rows.len();
-                if *lasting == Lasting::Beyond {
-                    args.out = args.out.wrapping_add(first * args.ldo);
-                }
+                args.out = args.out.wrapping_byte_add(first * args.ldo * args.form.bytes());
             }
             Self::RopeWrite(args) => {
                 args.qkv = args.qkv.wrapping_add(first * args.heads.qkv_width());
                 args.positions = args.positions.wrapping_add(first);
                 args.slots = args.slots.wrapping_add(first);
             }
-            Self::Gated(args, _, lasting) => {
-                if *lasting == Lasting::Beyond {
-                    args.gate_up = args.gate_up.wrapping_add(first * 2 * args.width);
-                }
+            Self::Gated(args) => {
+                args.gate_up = args.gate_up.wrapping_add(first * 2 * args.width);
                 args.out = args.out.wrapping_add(first * args.width);
             }
             Self::Activate(args) => {
@@ -385,27 +369,19 @@ impl Context<'_> {
                 Op::Linear(LinearOp { convert: Some(convert), args, .. }) if phase == 0 => {
                     (k.convert)(convert, part(args.rows));
                 }
-                Op::Linear(op) => (op.kernel)(&op.args, part(op.args.n.div_ceil(16))),
+                Op::Linear(op) => (op.kernel)(&op.args, part(op.args.units())),
                 Op::RopeWrite(args) => {
                     let heads = args.heads.num_heads + 2 * args.heads.num_kv_heads;
                     (k.rope_write)(args, part(tokens * heads));
                 }
                 Op::Attention(op) => self.attention(op, index, phase, thread),
-                Op::Gated(args, None, _) => (k.gated)(args, part(tokens * args.width.div_ceil(16))),
-                Op::Gated(args, Some(then), _) => {
-                    self.convert_rows(then, part(tokens), thread, |row, out| {
-                        let out = out.unwrap_or_else(|| args.out.add(row * args.width));
-                        let gate_up = args.gate_up.add(row * 2 * args.width);
-                        (k.gated)(&GatedArgs { gate_up, out, ..*args }, 0..args.width.div_ceil(16));
-                        out
-                    })
-                }
+                Op::Gated(args) => (k.gated)(args, part(tokens * args.width.div_ceil(16))),
                 Op::Activate(args) => (k.activate)(args, part(args.len.div_ceil(16))),
             }
         }
     }
 
-    /// This thread's rows of a norm, converted at once where a linear layer follows.
+    /// This thread's rows of a norm, each converted at once where a linear layer follows.
     unsafe fn norm(
         &self,
         kernel: Kernel<NormArgs>,
@@ -414,34 +390,15 @@ impl Context<'_> {
         rows: Range<usize>,
         thread: usize,
     ) {
-        // SAFETY: as in `run_phase`; the rows are this thread's own.
+        // SAFETY: as in `run_phase`; the rows are this thread's own, and so is its scratch.
         unsafe {
-            let Some(then) = then else { return kernel(args, rows) };
-            self.convert_rows(then, rows, thread, |row, out| {
-                let out = out.unwrap_or_else(|| args.out.add(row * args.width));
+            let Some(ConvertRows { args: then, only }) = then else { return kernel(args, rows) };
+            let scratch = only.then(|| self.workspace.rows[thread].as_ptr());
+            for row in rows {
+                let out = scratch.unwrap_or_else(|| args.out.add(row * args.width));
                 kernel(&NormArgs { x: args.x.add(row * args.width), out, ..*args }, 0..1);
-                out
-            });
-        }
-    }
-
-    /// Makes this thread's rows one by one and converts each at once. `make` writes a row to where
-    /// it is told to, or to its own place, and says where.
-    unsafe fn convert_rows(
-        &self,
-        then: &ConvertRows,
-        rows: Range<usize>,
-        thread: usize,
-        make: impl Fn(usize, Option<*mut f32>) -> *mut f32,
-    ) {
-        let args = then.args;
-        for row in rows {
-            let scratch = then.only.then(|| self.workspace.rows[thread].as_ptr());
-            // SAFETY: the row is in range of both; each has one thread, and so has its scratch.
-            unsafe {
-                let x = make(row, scratch).cast_const();
-                let out = args.out.add(row * args.ldo * args.form.bytes());
-                (self.kernels.convert)(&ConvertArgs { x, out, ..args }, 0..1);
+                let target = then.out.add(row * then.ldo * then.form.bytes());
+                (self.kernels.convert)(&ConvertArgs { x: out, out: target, ..*then }, 0..1);
             }
         }
     }

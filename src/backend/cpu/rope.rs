@@ -76,6 +76,9 @@ pub(crate) struct RopeArgs {
     pub(crate) kv: LayerKv,
 }
 
+/// Heads that are asked for before they are needed.
+const AHEAD: usize = 4;
+
 /// Normalises, rotates, and writes to the cache.
 #[inline(always)]
 pub(crate) unsafe fn rope_write<S: Simd16>(a: &RopeArgs, units: Range<usize>) {
@@ -87,6 +90,10 @@ pub(crate) unsafe fn rope_write<S: Simd16>(a: &RopeArgs, units: Range<usize>) {
         // against the table and the cache when the step began.
         unsafe {
             let x = a.qkv.add(unit * dim);
+            // Another core may have made them: far, while the next ones are not guessed.
+            for line in 0..(dim * size_of::<f32>()).div_ceil(64) {
+                S::prefetch(x.wrapping_add(AHEAD * dim).cast::<u8>().wrapping_add(64 * line));
+            }
             if head < queries + keys {
                 let norm = if head < queries { a.q_norm } else { a.k_norm };
                 if !norm.is_null() {

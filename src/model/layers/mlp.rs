@@ -21,7 +21,7 @@ impl GatedMlp {
         let up = Part::new(format!("{name}.up_proj"), inner, hidden).bias(bias);
         let down = Part::new(format!("{name}.down_proj"), hidden, inner).bias(bias);
         Ok(Self {
-            gate_up: l.linear(&[gate, up])?,
+            gate_up: l.gate_up(&[gate, up])?,
             down: l.linear(&[down])?,
             kind: config.activation,
         })

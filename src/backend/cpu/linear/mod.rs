@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::math;
 use super::simd::Simd16;
+use crate::backend::Activation;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512bf16;
@@ -36,14 +37,39 @@ pub(crate) struct LinearArgs {
     pub(crate) scales: *const f32,
     /// Outputs.
     pub(crate) n: usize,
+    /// Panels of them.
+    pub(crate) panels: usize,
+    /// Panels of gate and of up take turns; each has half the outputs.
+    pub(crate) gated: bool,
+    /// What makes one output, `gate(g) * u`, of both; only of gated panels.
+    pub(crate) gate: Option<Activation>,
+    /// Form of the outputs that `gate` makes; else they are f32.
+    pub(crate) form: InputForm,
     /// Bias, padded to whole panels; null when there is none.
     pub(crate) bias: *const f32,
-    /// Outputs `[rows, ldo]`.
+    /// Outputs `[rows, ldo]`, in `form`.
     pub(crate) out: *mut f32,
     /// Elements from one output row to the next.
     pub(crate) ldo: usize,
     /// Adds to what `out` holds.
     pub(crate) add: bool,
+}
+
+impl LinearArgs {
+    /// What is shared between threads: panels, or pairs of them.
+    pub(crate) fn units(&self) -> usize {
+        if self.gated { self.panels / 2 } else { self.panels }
+    }
+
+    /// The first column of a panel's outputs, and how many there are.
+    #[inline(always)]
+    fn columns(&self, panel: usize) -> (usize, usize) {
+        if !self.gated {
+            return (panel * 16, (self.n - panel * 16).min(16));
+        }
+        let (half, first) = (self.n / 2, panel / 2 * 16);
+        (panel % 2 * half + first, (half - first).min(16))
+    }
 }
 
 /// How one step of a panel (16 outputs) is read and multiplied.
@@ -230,6 +256,20 @@ impl InputForm {
             Self::Int8 { .. } => 1,
         }
     }
+
+    /// Writes sixteen elements from the `at`-th of `out` on; not for quantized inputs.
+    #[inline(always)]
+    pub(crate) unsafe fn put<S: Simd16>(self, v: S, out: *mut u8, at: usize) {
+        // SAFETY: the caller vouches for sixteen elements.
+        unsafe {
+            match self {
+                Self::F32 => v.store(out.cast::<f32>().add(at)),
+                Self::RoundedF32 => v.round_bf16().store(out.cast::<f32>().add(at)),
+                Self::Bf16 => v.store_bf16(out.cast::<u16>().add(at)),
+                Self::Int8 { .. } => unreachable!("a scale needs the whole group"),
+            }
+        }
+    }
 }
 
 /// What `convert` works on.
@@ -266,12 +306,7 @@ pub(crate) unsafe fn convert<S: Simd16>(a: &ConvertArgs, rows: Range<usize>) {
             for i in (0..a.ldo).step_by(16) {
                 let v = S::load_first(x.add(i.min(a.width)), a.width.saturating_sub(i).min(16));
                 let at = row * a.ldo + i;
-                match a.form {
-                    InputForm::F32 => v.store(a.out.cast::<f32>().add(at)),
-                    InputForm::RoundedF32 => v.round_bf16().store(a.out.cast::<f32>().add(at)),
-                    InputForm::Bf16 => v.store_bf16(a.out.cast::<u16>().add(at)),
-                    InputForm::Int8 { .. } => unreachable!("rounded above"),
-                }
+                a.form.put(v, a.out, at);
             }
         }
     }

@@ -116,15 +116,15 @@ impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
                     }
                 }
             }
-            for (r, sums) in sums.iter().enumerate() {
-                for (n, sum) in sums.iter().enumerate() {
-                    let mut y = *sum;
-                    if !F::NIBBLES {
-                        y = y.mul(I::Floats::load(a.scales.add((panel + n) * 16)));
+            if !F::NIBBLES {
+                for n in 0..N {
+                    let scale = I::Floats::load(a.scales.add((panel + n) * 16));
+                    for sums in &mut sums {
+                        sums[n] = sums[n].mul(scale);
                     }
-                    finish(a, row + r, panel + n, y);
                 }
             }
+            finish(a, row, panel, &sums);
         }
     }
 }

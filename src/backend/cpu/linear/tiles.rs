@@ -10,7 +10,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{LinearArgs, Panel};
+use super::{InputForm, LinearArgs, Panel};
+use crate::backend::cpu::elementwise::apply;
 use crate::backend::cpu::simd::Simd16;
 
 /// What computes a tile: `R` rows by `N` panels, all of K, in registers.
@@ -47,9 +48,31 @@ impl Ahead {
 /// One chain of multiplications and additions along K.
 pub(crate) struct Chain<P>(PhantomData<P>);
 
-/// Computes all rows of the outputs of `panels`.
+/// Computes all rows of the outputs of `units`: panels, in tiles of `ROWS x PANELS`, or pairs of
+/// gated panels, in tiles of `GATED_ROWS x GATED_PANELS`, an even number of them.
 #[inline(always)]
-pub(crate) unsafe fn run<T: Tiles, const ROWS: usize, const PANELS: usize>(
+pub(crate) unsafe fn run<
+    T: Tiles,
+    const ROWS: usize,
+    const PANELS: usize,
+    const GATED_ROWS: usize,
+    const GATED_PANELS: usize,
+>(
+    a: &LinearArgs,
+    units: Range<usize>,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if a.gated {
+            panels::<T, GATED_ROWS, GATED_PANELS>(a, 2 * units.start..2 * units.end);
+        } else {
+            panels::<T, ROWS, PANELS>(a, units);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn panels<T: Tiles, const ROWS: usize, const PANELS: usize>(
     a: &LinearArgs,
     panels: Range<usize>,
 ) {
@@ -164,31 +187,51 @@ impl<P: Panel> Tiles for Chain<P> {
                     }
                 }
             }
-            for (r, acc) in acc.iter().enumerate() {
-                for (n, acc) in acc.iter().enumerate() {
-                    finish(a, row + r, panel + n, *acc);
-                }
-            }
+            finish(a, row, panel, &acc);
         }
     }
 }
 
-/// Bias, residual and store of one row's sixteen outputs.
+/// Bias, then gate or residual, and store of a tile.
 #[inline(always)]
-pub(super) unsafe fn finish<S: Simd16>(a: &LinearArgs, row: usize, panel: usize, acc: S) {
-    let column = panel * 16;
-    let width = (a.n - column).min(16);
-    // SAFETY: the row is in range, `width` keeps within it; the bias is padded to whole panels.
+pub(super) unsafe fn finish<S: Simd16, const R: usize, const N: usize>(
+    a: &LinearArgs,
+    row: usize,
+    panel: usize,
+    sums: &[[S; N]; R],
+) {
+    // SAFETY: rows and panels are in range, `width` keeps within a row; biases are padded to whole
+    // panels, and so are the rows of a form that is not f32.
     unsafe {
-        let out = a.out.add(row * a.ldo + column);
-        let mut y = acc;
-        if !a.bias.is_null() {
-            y = y.add(S::load(a.bias.add(column)));
+        let biased = |sum: S, panel: usize| match a.bias.is_null() {
+            true => sum,
+            false => sum.add(S::load(a.bias.add(panel * 16))),
+        };
+        for (r, sums) in sums.iter().enumerate() {
+            let start = (row + r) * a.ldo;
+            if let (Some(kind), true) = (a.gate, N.is_multiple_of(2)) {
+                for (pair, sums) in sums.as_chunks::<2>().0.iter().enumerate() {
+                    let first = panel + 2 * pair;
+                    let (column, width) = a.columns(first);
+                    let (gate, up) = (biased(sums[0], first), biased(sums[1], first + 1));
+                    let y = apply(gate, kind).mul(up);
+                    match a.form {
+                        InputForm::F32 => y.store_first(a.out.add(start + column), width),
+                        form => form.put(y, a.out.cast(), start + column),
+                    }
+                }
+                continue;
+            }
+            for (n, sum) in sums.iter().enumerate() {
+                let (column, width) = a.columns(panel + n);
+                let out = a.out.add(start + column);
+                let mut y = biased(*sum, panel + n);
+                if a.add {
+                    y = S::load_first(out, width).add(y);
+                }
+                y.store_first(out, width);
+            }
         }
-        if a.add {
-            y = S::load_first(out, width).add(y);
-        }
-        y.store_first(out, width);
     }
 }
 

@@ -5,7 +5,7 @@ use crate::backend::{Activation, RopeSpec};
 
 const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
 const HIDDEN: usize = 48;
-const WIDE: usize = 80;
+const WIDE: usize = 96;
 const VOCAB: usize = 50;
 const ROWS: usize = 45;
 
@@ -14,7 +14,9 @@ fn logits(b: &mut CpuBackend, block_rows: Option<usize>) -> Vec<u32> {
     let mut seed = 0;
     let mut linear = |b: &mut CpuBackend, n, k, role| {
         seed += 1;
-        let parts = vec![Matrix::random(DType::Bf16, n, k, seed).part(None)];
+        let halves = if role == LinearRole::GateUp { 2 } else { 1 };
+        let part = |i| Matrix::random(DType::Bf16, n / halves, k, 100 * i + seed).part(None);
+        let parts = (0..halves as u64).map(part).collect();
         b.pack_linear(LinearSpec { parts, role }).unwrap()
     };
     let table = linear(b, VOCAB, HIDDEN, LinearRole::Vocabulary);
@@ -22,12 +24,12 @@ fn logits(b: &mut CpuBackend, block_rows: Option<usize>) -> Vec<u32> {
     let layers: Vec<[LinearId; 4]> = (0..2)
         .map(|_| {
             [
-                (HEADS.qkv_width(), HIDDEN),
-                (HIDDEN, HEADS.q_width()),
-                (2 * WIDE, HIDDEN),
-                (HIDDEN, WIDE),
+                (HEADS.qkv_width(), HIDDEN, LinearRole::Hidden),
+                (HIDDEN, HEADS.q_width(), LinearRole::Hidden),
+                (2 * WIDE, HIDDEN, LinearRole::GateUp),
+                (HIDDEN, WIDE, LinearRole::Hidden),
             ]
-            .map(|(n, k)| linear(b, n, k, LinearRole::Hidden))
+            .map(|(n, k, role)| linear(b, n, k, role))
         })
         .collect();
     let inv_freq = vec![1.0, 0.3, 0.1, 0.03];

@@ -6,6 +6,7 @@ use crate::ids::TokenId;
 
 mod attention;
 mod blocks;
+mod gated;
 mod linear;
 mod ops;
 mod quantized;
