@@ -44,6 +44,33 @@ impl Quantization {
     }
 }
 
+/// What keys and values are kept as. float32 and bfloat16 are what `Auto` means in that precision,
+/// and only there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvCacheDType {
+    /// The model's own precision.
+    #[default]
+    Auto,
+    /// float32.
+    Float32,
+    /// bfloat16.
+    BFloat16,
+    /// 8 bits, with one scale for each token and KV head.
+    Int8,
+}
+
+impl KvCacheDType {
+    /// As options and info spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Float32 => "float32",
+            Self::BFloat16 => "bfloat16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
 /// Order of the waiting queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SchedulingPolicy {
@@ -123,6 +150,8 @@ pub struct EngineOptions {
     pub max_model_len: Option<usize>,
     /// How weights are rounded when they are loaded; not at all when absent.
     pub quantization: Option<Quantization>,
+    /// What keys and values are kept as. Default `Auto`.
+    pub kv_cache_dtype: KvCacheDType,
     /// Most sequences of a step. Default 128.
     pub max_num_seqs: usize,
     /// Most tokens of a step. Default 2048.
@@ -188,6 +217,7 @@ impl EngineOptions {
             load_format: LoadFormat::Auto,
             dtype: ModelDType::Auto,
             quantization: None,
+            kv_cache_dtype: KvCacheDType::Auto,
             max_model_len: None,
             max_num_seqs: 128,
             max_num_batched_tokens: 2048,

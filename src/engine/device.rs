@@ -4,7 +4,7 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{Backend, ComputeType};
-use crate::config::{BackendKind, Device, EngineOptions};
+use crate::config::{BackendKind, Device, EngineOptions, KvCacheDType};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Options that contradict each other or are out of range.
@@ -31,6 +31,7 @@ pub(super) fn make_backend(
     options: &EngineOptions,
     compute: ComputeType,
 ) -> Result<Box<dyn Backend>> {
+    check_kv_cache_dtype(options, compute)?;
     match (options.backend, options.device) {
         (BackendKind::Reference, _) => reference(options, compute),
         (BackendKind::Cpu, _) | (BackendKind::Auto, Device::Cpu) => cpu(options, compute),
@@ -45,10 +46,29 @@ pub(super) fn make_backend(
     }
 }
 
+/// Refuses a KV cache of another precision than the model's, int8 excepted.
+fn check_kv_cache_dtype(options: &EngineOptions, compute: ComputeType) -> Result<()> {
+    let asked = options.kv_cache_dtype;
+    let own = match compute {
+        ComputeType::F32 => KvCacheDType::Float32,
+        ComputeType::Bf16 => KvCacheDType::BFloat16,
+    };
+    if [KvCacheDType::Auto, KvCacheDType::Int8, own].contains(&asked) {
+        return Ok(());
+    }
+    let (asked, own) = (asked.name(), own.name());
+    let message = format!(
+        "kv_cache_dtype: must be auto, {own} or int8 where the model runs in {own}, got {asked}"
+    );
+    let error = Error::new(ErrorKind::Unsupported, message);
+    Err(error.with("field", "kv_cache_dtype").with("limit", own).with("value", asked))
+}
+
 fn cpu(options: &EngineOptions, compute: ComputeType) -> Result<Box<dyn Backend>> {
     Ok(Box::new(CpuBackend::new(CpuOptions {
         compute,
         quantization: options.quantization,
+        int8_kv: options.kv_cache_dtype == KvCacheDType::Int8,
         threads: options.cpu_threads,
         isa: options.cpu_isa,
         pin: options.cpu_pin_threads,
@@ -60,7 +80,10 @@ fn reference(options: &EngineOptions, compute: ComputeType) -> Result<Box<dyn Ba
         let message = "quantization: the reference backend keeps weights as they are";
         return Err(Error::new(ErrorKind::Unsupported, message).with("field", "quantization"));
     }
-    Ok(Box::new(ReferenceBackend::new(compute)))
+    Ok(Box::new(match options.kv_cache_dtype {
+        KvCacheDType::Int8 => ReferenceBackend::with_int8_kv(compute),
+        _ => ReferenceBackend::new(compute),
+    }))
 }
 
 fn cuda(options: &EngineOptions, compute: ComputeType, ordinal: u32) -> Result<Box<dyn Backend>> {
@@ -70,6 +93,11 @@ fn cuda(options: &EngineOptions, compute: ComputeType, ordinal: u32) -> Result<B
             quantization.name()
         );
         return Err(Error::new(ErrorKind::Unsupported, message).with("field", "quantization"));
+    }
+    if options.kv_cache_dtype == KvCacheDType::Int8 {
+        let message = "kv_cache_dtype: int8 is not there on CUDA in this version; the CPU has it";
+        let error = Error::new(ErrorKind::Unsupported, message);
+        return Err(error.with("field", "kv_cache_dtype").with("value", "int8"));
     }
     Ok(Box::new(CudaBackend::new(CudaOptions {
         compute,
@@ -83,6 +111,38 @@ fn cuda(options: &EngineOptions, compute: ComputeType, ordinal: u32) -> Result<B
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_is_of_the_models_precision_or_of_int8() {
+        use KvCacheDType::{Auto, BFloat16, Float32, Int8};
+        let (f32, bf16) = (ComputeType::F32, ComputeType::Bf16);
+        let mut options = EngineOptions::new("m");
+        for backend in [BackendKind::Cpu, BackendKind::Reference] {
+            options.backend = backend;
+            for (compute, dtype) in [(f32, Auto), (f32, Float32), (bf16, Auto), (bf16, BFloat16)] {
+                options.kv_cache_dtype = dtype;
+                let name = make_backend(&options, compute).unwrap().describe();
+                assert!(!name.contains("int8"), "{name}");
+            }
+            for compute in [f32, bf16] {
+                options.kv_cache_dtype = Int8;
+                let name = make_backend(&options, compute).unwrap().describe();
+                assert!(name.ends_with(", int8 KV)"), "{name}");
+            }
+            for (compute, dtype) in [(f32, BFloat16), (bf16, Float32)] {
+                options.kv_cache_dtype = dtype;
+                let error = make_backend(&options, compute).err().unwrap();
+                assert_eq!(error.kind(), ErrorKind::Unsupported);
+                assert_eq!(error.detail()["field"], "kv_cache_dtype");
+                assert_eq!(error.detail()["value"], dtype.name());
+            }
+        }
+        (options.backend, options.device) = (BackendKind::Auto, Device::Cuda(0));
+        options.kv_cache_dtype = Int8;
+        let error = make_backend(&options, bf16).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(error.detail()["field"], "kv_cache_dtype", "{error}");
+    }
 
     #[test]
     fn contradictions_and_ranges_name_the_field() {

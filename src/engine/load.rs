@@ -8,7 +8,7 @@ use super::handle::{Shared, engine_event};
 use super::runner::{MAX_LOGITS_ROWS, Runner};
 use crate::backend::{Backend, ComputeType, KvSpec, StepLimits};
 use crate::chat::ChatTemplate;
-use crate::config::Quantization;
+use crate::config::{KvCacheDType, Quantization};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::ModelInfo;
 use crate::model::{self, LoadOptions};
@@ -103,7 +103,7 @@ pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
         block_size: options.block_size,
         num_blocks: num_blocks + 1,
         enable_prefix_caching: options.enable_prefix_caching,
-        cache_dtype: dtype_name(compute).into(),
+        cache_dtype: cache_dtype(options.kv_cache_dtype, compute).into(),
     });
     let info = info(shared, &*backend, &kv, compute, num_blocks, max_model_len);
     let scheduler = Scheduler::new(scheduler_config(shared, &kv, num_blocks, max_model_len))?;
@@ -232,6 +232,7 @@ fn info(
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "block_size": options.block_size,
         "num_kv_blocks": num_blocks,
+        "kv_cache_dtype": cache_dtype(options.kv_cache_dtype, compute),
         "kv_cache_bytes": num_blocks * backend.kv_block_bytes(kv),
         "enable_prefix_caching": options.enable_prefix_caching,
         "enable_chunked_prefill": options.enable_chunked_prefill,
@@ -243,6 +244,11 @@ fn dtype_name(compute: ComputeType) -> &'static str {
         ComputeType::F32 => "float32",
         ComputeType::Bf16 => "bfloat16",
     }
+}
+
+/// What keys and values are kept as.
+fn cache_dtype(asked: KvCacheDType, compute: ComputeType) -> &'static str {
+    if asked == KvCacheDType::Int8 { asked.name() } else { dtype_name(compute) }
 }
 
 #[cfg(all(test, not(feature = "shuttle")))]

@@ -7,8 +7,8 @@ use super::input::{self, Versioned, flag, optional_text, owned, text, zeroed};
 use super::json;
 use super::version::VRUST_ABI_VERSION;
 use crate::config::{
-    BackendKind, CpuIsa, DebugOptions, Device, EngineOptions, LoadFormat, ModelDType, Quantization,
-    SchedulingPolicy,
+    BackendKind, CpuIsa, DebugOptions, Device, EngineOptions, KvCacheDType, LoadFormat, ModelDType,
+    Quantization, SchedulingPolicy,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -66,7 +66,10 @@ pub struct VrustEngineOptions {
     /// num_kv_blocks, served_model_name (the metrics' model_name;
     /// `model` when absent), quantization ("int8": weights in 8 bits with one scale an output,
     /// "int4": in 4 bits with one scale for each 32 inputs; rounded when they are loaded; inputs
-    /// of layers in 8 bits; "none", the default), cpu_isa ("avx512_bf16", "avx512", "avx2",
+    /// of layers in 8 bits; "none", the default), kv_cache_dtype ("int8": keys and values in 8 bits
+    /// with one scale for each token and KV head, so that the cache holds nearly twice the tokens
+    /// of bfloat16; on the CPU; "auto", the default: the model's precision, which may be named as
+    /// "bfloat16" or "float32"), cpu_isa ("avx512_bf16", "avx512", "avx2",
     /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
     /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
     /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
@@ -265,6 +268,9 @@ fn set_extra(options: &mut EngineOptions, extra: &Map<String, Value>) -> Result<
                 options.served_model_name = Some(json::string(value, key)?.to_owned());
             }
             "quantization" => options.quantization = quantization(json::string(value, key)?)?,
+            "kv_cache_dtype" => {
+                options.kv_cache_dtype = kv_cache_dtype(json::string(value, key)?)?;
+            }
             "cpu_isa" => options.cpu_isa = Some(cpu_isa(json::string(value, key)?)?),
             "cpu_pin_threads" => options.cpu_pin_threads = json::boolean(value, key)?,
             "debug" => set_debug(&mut options.debug, json::map(value, key)?)?,
@@ -289,7 +295,7 @@ fn set_debug(debug: &mut DebugOptions, fields: &Map<String, Value>) -> Result<()
 }
 
 /// Options of vLLM's which this version lacks, with the value that asks for nothing.
-const NEUTRAL: [json::Neutral; 10] = [
+const NEUTRAL: [json::Neutral; 9] = [
     ("swap_space", json::Ask::Number(0.0)),
     ("cpu_offload_gb", json::Ask::Number(0.0)),
     ("kv_offloading_size", json::Ask::Number(0.0)),
@@ -299,7 +305,6 @@ const NEUTRAL: [json::Neutral; 10] = [
     ("enable_lora", json::Ask::False),
     ("trust_remote_code", json::Ask::Anything), // No code of a checkpoint is ever run.
     ("speculative_config", json::Ask::Nothing),
-    ("kv_cache_dtype", json::Ask::Text("auto")),
 ];
 
 fn device(name: &str) -> Result<Device> {
@@ -328,6 +333,18 @@ fn quantization(name: &str) -> Result<Option<Quantization>> {
         return Err(error.with("field", "quantization").with("value", name));
     }
     Ok(known)
+}
+
+fn kv_cache_dtype(name: &str) -> Result<KvCacheDType> {
+    let all =
+        [KvCacheDType::Auto, KvCacheDType::Float32, KvCacheDType::BFloat16, KvCacheDType::Int8];
+    all.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| {
+        let message = format!(
+            "kv_cache_dtype: this version has auto, float32, bfloat16 and int8, not {name:?}"
+        );
+        let error = Error::new(ErrorKind::Unsupported, message);
+        error.with("field", "kv_cache_dtype").with("value", name)
+    })
 }
 
 fn cpu_isa(name: &str) -> Result<CpuIsa> {
@@ -381,6 +398,10 @@ mod tests {
         let int4 = with_extra(r#"{"quantization":"int4"}"#).unwrap();
         assert_eq!(int4.quantization, Some(Quantization::Int4));
         assert_eq!(with_extra(r#"{"quantization":"none"}"#).unwrap().quantization, None);
+        for dtype in [KvCacheDType::Auto, KvCacheDType::BFloat16, KvCacheDType::Int8] {
+            let extra = format!(r#"{{"kv_cache_dtype":"{}"}}"#, dtype.name());
+            assert_eq!(with_extra(&extra).unwrap().kv_cache_dtype, dtype);
+        }
         assert_eq!((set.num_kv_blocks, set.cpu_isa), (Some(9), Some(CpuIsa::Avx2)));
         for (name, meant) in [("cuda", Device::Cuda(0)), ("cuda:12", Device::Cuda(12))] {
             let extra = format!(r#"{{"device":"{name}","gpu_memory_utilization":0.5}}"#);
@@ -390,6 +411,8 @@ mod tests {
         let cases = [
             (r#"{"swap_space":4}"#, ErrorKind::Unsupported, "swap_space"),
             (r#"{"quantization":"awq"}"#, ErrorKind::Unsupported, "quantization"),
+            (r#"{"kv_cache_dtype":"fp8"}"#, ErrorKind::Unsupported, "kv_cache_dtype"),
+            (r#"{"kv_cache_dtype":8}"#, ErrorKind::InvalidArgument, "kv_cache_dtype"),
             (r#"{"device":"cuda:x"}"#, ErrorKind::InvalidArgument, "device"),
             (r#"{"device":"cuda:+1"}"#, ErrorKind::InvalidArgument, "device"),
             (r#"{"device":"tpu"}"#, ErrorKind::InvalidArgument, "device"),

@@ -239,9 +239,11 @@ class CommandLine(unittest.TestCase):
     def test_the_flags_of_the_page(self):
         with Server("--max-model-len", "1024", "--swap-space", "4", "--disable-log-requests",
                     "--gpu-memory-utilization", "0.95", "--block-size", "16", "--max-num-seqs",
-                    "64", "--trust-remote-code") as server:
+                    "64", "--trust-remote-code", "--kv-cache-dtype", "int8") as server:
             model = requests.get(server.url + "/v1/models", timeout=10).json()["data"][0]
             self.assertEqual((model["id"], model["max_model_len"]), (MODEL, 1024))
+            metrics = requests.get(server.url + "/metrics", timeout=10).text
+            self.assertIn('cache_dtype="int8"', metrics)
         warned = [line for line in server.log if "level=WARN" in line]
         self.assertEqual(len(warned), 2, warned)
         self.assertEqual(server.process.returncode, 0)
@@ -250,6 +252,7 @@ class CommandLine(unittest.TestCase):
         for args, word in [
             (["--tensor-parallel-size", "2"], "--tensor-parallel-size 2"),
             (["--quantization", "awq"], "awq"),
+            (["--kv-cache-dtype", "fp8"], "--kv-cache-dtype"),
             (["--dtype", "float16"], "dtype"),
             (["--device", "tpu"], "--device"),
             (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization"),

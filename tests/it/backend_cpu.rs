@@ -63,15 +63,17 @@ struct Layer {
     down: LinearId,
 }
 
-/// How weights and activations are kept.
-type Kind = (ComputeType, Option<Quantization>);
+/// How weights and activations are kept, and whether keys and values are int8.
+type Kind = (ComputeType, Option<Quantization>, bool);
 
-const KINDS: [Kind; 5] = [
-    (ComputeType::F32, None),
-    (ComputeType::Bf16, None),
-    (ComputeType::Bf16, Some(Quantization::Int8)),
-    (ComputeType::Bf16, Some(Quantization::Int4)),
-    (ComputeType::F32, Some(Quantization::Int4)),
+const KINDS: [Kind; 7] = [
+    (ComputeType::F32, None, false),
+    (ComputeType::F32, None, true),
+    (ComputeType::Bf16, None, false),
+    (ComputeType::Bf16, None, true),
+    (ComputeType::Bf16, Some(Quantization::Int8), false),
+    (ComputeType::Bf16, Some(Quantization::Int4), true),
+    (ComputeType::F32, Some(Quantization::Int4), false),
 ];
 
 struct Model {
@@ -85,9 +87,16 @@ struct Model {
 }
 
 impl Model {
-    fn new((compute, quantization): Kind, isa: CpuIsa, threads: usize) -> Self {
+    fn new((compute, quantization, int8_kv): Kind, isa: CpuIsa, threads: usize) -> Self {
         let (isa, pin) = (Some(isa), threads == 2);
-        let options = CpuOptions { compute, quantization, threads: Some(threads), isa, pin };
+        let options = CpuOptions {
+            quantization,
+            int8_kv,
+            threads: Some(threads),
+            isa,
+            pin,
+            ..CpuOptions::new(compute)
+        };
         let mut backend = CpuBackend::new(options).unwrap();
         let mut seed = 0;
         let mut pack_as = |rows, cols, role| {

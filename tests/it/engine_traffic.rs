@@ -2,7 +2,7 @@
 //! same request run alone with the cache off, bit for bit.
 
 use vrust::backend::cpu::isa;
-use vrust::config::{EngineOptions, Quantization, SchedulingPolicy};
+use vrust::config::{EngineOptions, KvCacheDType, Quantization, SchedulingPolicy};
 use vrust::engine::Engine;
 use vrust::ids::RequestId;
 use vrust::request::{FinishReason, Request, TokenLogprobs};
@@ -33,12 +33,29 @@ fn traffic_on_learned_positions_is_bit_identical_to_running_alone() {
 
 #[test]
 fn traffic_on_every_path_and_precision_is_bit_identical_to_running_alone() {
+    on_every_path(500, 2);
+}
+
+/// Each path that this machine has, with each type of weights and of KV cache.
+fn on_every_path(first: u64, cases: u64) {
+    const INT8: (Option<Quantization>, KvCacheDType) = (Some(Quantization::Int8), AUTO);
+    const INT4: (Option<Quantization>, KvCacheDType) = (Some(Quantization::Int4), AUTO);
+    const AUTO: KvCacheDType = KvCacheDType::Auto;
+    const KV: KvCacheDType = KvCacheDType::Int8;
+    let kinds = [(None, AUTO), INT8, INT4, (None, KV), (Some(Quantization::Int4), KV)];
     for isa in isa::ALL.into_iter().filter(|isa| isa::is_available(*isa)) {
-        for quantization in [None, Some(Quantization::Int8), Some(Quantization::Int4)] {
-            check_traffic("qwen3-bf16", 500..503, &|options| {
+        for (quantization, kv_cache_dtype) in kinds {
+            check_traffic("qwen3-bf16", first..first + cases, &|options| {
                 (options.cpu_isa, options.quantization) = (Some(isa), quantization);
+                options.kv_cache_dtype = kv_cache_dtype;
             });
         }
+        check_traffic("llama3", first..first + cases, &|options| {
+            (options.cpu_isa, options.kv_cache_dtype) = (Some(isa), KV);
+        });
+        check_traffic("mistral", first..first + cases, &|options| {
+            (options.cpu_isa, options.kv_cache_dtype) = (Some(isa), KV);
+        });
     }
 }
 
@@ -50,6 +67,7 @@ fn traffic_for_long() {
         let first = 10_000 * (index as u64 + 1);
         check_traffic(name, first..first + 150, &|_| {});
     }
+    on_every_path(60_000, 20);
 }
 
 /// `set` changes the options of both sides.

@@ -244,8 +244,11 @@ class Bindings(unittest.TestCase):
             skip_special_tokens=True, spaces_between_special_tokens=True)
         outputs = self.llm.generate(["Hello, my name is", "The future of AI is"], params)
         self.assertTrue(all("\n" not in o.outputs[0].text for o in outputs))
-        with LLM(model=str(MODEL), tensor_parallel_size=1, gpu_memory_utilization=0.8) as llm:
+        with LLM(model=str(MODEL), tensor_parallel_size=1, gpu_memory_utilization=0.8,
+                 kv_cache_dtype="int8") as llm:
             self.assertEqual(len(llm.generate(["Hello"])), 1)
+            self.assertEqual(llm.engine.info["kv_cache_dtype"], "int8")
+        self.failure("UNSUPPORTED", LLM, model=str(MODEL), kv_cache_dtype="fp8")
         self.failure("UNSUPPORTED", LLM, model=str(MODEL), tensor_parallel_size=4)
 
 

@@ -8,7 +8,8 @@ from .engine import Engine
 
 # Taken because scripts pass them; they change nothing on the CPU.
 _WITHOUT_EFFECT = ("disable_log_stats",)
-_OF_THE_DEVICE = ("device", "gpu_memory_utilization", "enforce_eager")
+# Options of vLLM's that are rarer ones of the engine's here.
+_OF_EXTRA = ("device", "gpu_memory_utilization", "enforce_eager", "quantization", "kv_cache_dtype")
 
 
 @dataclass
@@ -101,7 +102,7 @@ class LLM:
         for name in _WITHOUT_EFFECT:
             options.pop(name, None)
         extra = dict(options.pop("extra", None) or {})
-        for name in _OF_THE_DEVICE:
+        for name in _OF_EXTRA:
             if name in options:
                 extra[name] = options.pop(name)
         self.engine = Engine(model, extra=extra, **options)

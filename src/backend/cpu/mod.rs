@@ -63,6 +63,8 @@ pub struct CpuOptions {
     pub compute: ComputeType,
     /// Rounding of weights to integers, instead, if any.
     pub quantization: Option<Quantization>,
+    /// Whether keys and values are rounded to int8 instead, with a scale for each token and head.
+    pub int8_kv: bool,
     /// Compute threads, the caller included; one for each core that the process may use when
     /// absent.
     pub threads: Option<usize>,
@@ -75,7 +77,7 @@ pub struct CpuOptions {
 impl CpuOptions {
     /// The best path on all cores, nothing quantized or pinned.
     pub fn new(compute: ComputeType) -> Self {
-        Self { compute, quantization: None, threads: None, isa: None, pin: false }
+        Self { compute, quantization: None, int8_kv: false, threads: None, isa: None, pin: false }
     }
 }
 
@@ -85,6 +87,7 @@ pub struct CpuBackend {
     isa: CpuIsa,
     kernels: Kernels,
     precision: Precision,
+    int8_kv: bool,
     linears: Vec<Packed>,
     vectors: Vec<Buffer<f32>>,
     ropes: Vec<RopeTable>,
@@ -121,12 +124,13 @@ impl CpuBackend {
             isa,
             kernels: kernels::of(isa),
             precision: Precision { compute: options.compute, quantization: options.quantization },
+            int8_kv: options.int8_kv,
             linears: Vec::new(),
             vectors: Vec::new(),
             ropes: Vec::new(),
             acts: Vec::new(),
             limits: None,
-            kv: KvCache::new(&empty, options.compute, 0)?,
+            kv: KvCache::new(&empty, options.compute, options.int8_kv, 0)?,
             input: Input::default(),
             workspace: Workspace {
                 inputs: Buffer::zeroed(0, "")?,
@@ -156,7 +160,8 @@ impl Backend for CpuBackend {
             Some(Quantization::Int8) => ", int8",
             Some(Quantization::Int4) => ", int4",
         };
-        format!("cpu ({}, {threads} thread{plural}{quantized})", isa::name(self.isa))
+        let kv = if self.int8_kv { ", int8 KV" } else { "" };
+        format!("cpu ({}, {threads} thread{plural}{quantized}{kv})", isa::name(self.isa))
     }
 
     fn pack_linear(&mut self, spec: LinearSpec) -> Result<LinearId> {
@@ -185,7 +190,7 @@ impl Backend for CpuBackend {
     }
 
     fn kv_block_bytes(&self, spec: &KvSpec) -> usize {
-        KvCache::block_bytes(spec, self.precision.compute)
+        KvCache::block_bytes(spec, self.precision.compute, self.int8_kv)
     }
 
     fn allocate(&mut self, limits: StepLimits, kv: &KvSpec, num_blocks: usize) -> Result<()> {
@@ -193,7 +198,7 @@ impl Backend for CpuBackend {
             let len = limits.max_tokens.saturating_mul(act.width);
             act.rows = Some(Buffer::zeroed(len, "activation")?);
         }
-        self.kv = KvCache::new(kv, self.precision.compute, num_blocks)?;
+        self.kv = KvCache::new(kv, self.precision.compute, self.int8_kv, num_blocks)?;
         let groups = kv.groups.len();
         let rows = limits.max_tokens.max(limits.max_logits_rows);
         let row = self.linears.iter().map(|l| pack::input_row_bytes(l.k)).max().unwrap_or(0);

@@ -1,7 +1,8 @@
 //! Plain loops, run at once in each op: the oracle that other backends are compared with.
 //!
 //! Nothing here is fast; every sum is taken in f64 and rounded to f32 once. In `ComputeType::Bf16`
-//! weights, inputs of linear layers, keys and values are rounded to bf16, as the trait says.
+//! weights, inputs of linear layers, keys and values are rounded to bf16, as the trait says;
+//! `with_int8_kv` rounds keys and values to int8 instead, with a scale for each token and head.
 
 mod attention;
 mod kv;
@@ -22,6 +23,7 @@ use weights::Linear;
 /// The reference backend.
 pub struct ReferenceBackend {
     compute: ComputeType,
+    int8_kv: bool,
     linears: Vec<Linear>,
     vectors: Vec<Vec<f32>>,
     ropes: Vec<RopeSpec>,
@@ -73,6 +75,7 @@ impl ReferenceBackend {
     pub fn new(compute: ComputeType) -> Self {
         Self {
             compute,
+            int8_kv: false,
             linears: Vec::new(),
             vectors: Vec::new(),
             ropes: Vec::new(),
@@ -83,6 +86,11 @@ impl ReferenceBackend {
             logits: Matrix::default(),
             counters: BackendCounters::default(),
         }
+    }
+
+    /// A backend of this precision whose KV cache is rounded to int8.
+    pub fn with_int8_kv(compute: ComputeType) -> Self {
+        Self { int8_kv: true, ..Self::new(compute) }
     }
 
     fn act(&mut self, id: ActId) -> &mut Matrix {
@@ -134,10 +142,11 @@ impl ReferenceBackend {
 
 impl Backend for ReferenceBackend {
     fn describe(&self) -> String {
-        match self.compute {
-            ComputeType::F32 => "reference (f32)".to_owned(),
-            ComputeType::Bf16 => "reference (bf16)".to_owned(),
-        }
+        let compute = match self.compute {
+            ComputeType::F32 => "f32",
+            ComputeType::Bf16 => "bf16",
+        };
+        format!("reference ({compute}{})", if self.int8_kv { ", int8 KV" } else { "" })
     }
 
     fn pack_linear(&mut self, spec: LinearSpec) -> Result<LinearId> {
@@ -169,7 +178,7 @@ impl Backend for ReferenceBackend {
         for activation in &mut self.activations {
             activation.reserve(limits.max_tokens)?;
         }
-        self.kv = Some(KvCache::new(kv, num_blocks, self.compute)?);
+        self.kv = Some(KvCache::new(kv, num_blocks, self.compute, self.int8_kv)?);
         self.limits = Some(limits);
         Ok(())
     }

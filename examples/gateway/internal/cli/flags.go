@@ -71,6 +71,21 @@ func (q *quantization) Set(text string) error {
 	return fmt.Errorf("this version has none, int8 and int4")
 }
 
+// cacheDType is what keys and values are kept as: a flag's value.
+type cacheDType string
+
+func (c *cacheDType) String() string { return string(*c) }
+func (c *cacheDType) Type() string   { return "string" }
+
+func (c *cacheDType) Set(text string) error {
+	switch text {
+	case "auto", "float32", "bfloat16", "int8":
+		*c = cacheDType(text)
+		return nil
+	}
+	return fmt.Errorf("this version has auto, float32, bfloat16 and int8")
+}
+
 // device says where the engine runs: a flag's value.
 type device string
 
@@ -120,7 +135,6 @@ var fixedFlags = []fixedFlag{
 	{name: "pipeline-parallel-size", initial: "1", allowed: []string{"1"}},
 	{name: "data-parallel-size", initial: "1", allowed: []string{"1"}},
 	{name: "enable-expert-parallel", initial: "false", allowed: []string{"false"}, isBool: true},
-	{name: "kv-cache-dtype", initial: "auto", allowed: []string{"auto"}},
 	{name: "prefix-caching-hash-algo", initial: "sha256", allowed: []string{"sha256"}},
 	{name: "cpu-offload-gb", initial: "0", allowed: []string{"0"}},
 	{name: "speculative-config", allowed: []string{""}},
@@ -194,6 +208,7 @@ type engineFlags struct {
 	revision, downloadDir                        string
 	maxModelLen, kvBytes, batchedTokens          count
 	quantization                                 quantization
+	kvCacheDType                                 cacheDType
 	device                                       device
 	gpuMemory                                    share
 	enforceEager                                 bool
@@ -205,7 +220,7 @@ type engineFlags struct {
 
 func (e *engineFlags) add(set *pflag.FlagSet) {
 	e.maxModelLen.auto, e.kvBytes.size = true, true
-	e.device, e.gpuMemory = "auto", 0.92
+	e.device, e.gpuMemory, e.kvCacheDType = "auto", 0.92, "auto"
 	o := &e.options
 	set.StringVar(&e.model, "model", "", "the model, as the positional argument")
 	set.StringVar(&o.Tokenizer, "tokenizer", "", "folder of the tokenizer; the model's by default")
@@ -215,6 +230,8 @@ func (e *engineFlags) add(set *pflag.FlagSet) {
 	set.StringVar(&o.DType, "dtype", "auto", "auto, float32 or bfloat16")
 	set.VarP(&e.quantization, "quantization", "q",
 		"int8 or int4: round the weights when they are loaded")
+	set.Var(&e.kvCacheDType, "kv-cache-dtype",
+		"auto: the model's precision; int8: keys and values in 8 bits, on a CPU")
 	set.StringVar(&o.Backend, "backend", "auto", "auto: by --device; cpu or reference")
 	set.Var(&e.device, "device", "auto: a GPU where one can be used; cpu; cuda or cuda:N")
 	set.Var(&e.gpuMemory, "gpu-memory-utilization", "share of a GPU's memory; no effect on a CPU")
@@ -280,6 +297,9 @@ func (e *engineFlags) resolve(folder string) (vrust.Options, error) {
 	}
 	if e.quantization != "" {
 		extra["quantization"] = string(e.quantization)
+	}
+	if e.kvCacheDType != "auto" {
+		extra["kv_cache_dtype"] = string(e.kvCacheDType)
 	}
 	// A backend that is named needs no device.
 	if o.Backend == "auto" {

@@ -13,17 +13,19 @@
 
 use std::ops::Range;
 
-use super::kv::LayerKv;
-use super::linear::Panel;
+use super::kv::{KvType, LayerKv};
 use super::memory::Buffer;
 use super::simd::Simd16;
 use crate::backend::{Heads, SeqInput};
 use crate::error::Result;
 use crate::ids::BlockId;
 
+mod cached;
+mod places;
 pub(crate) mod plan;
 mod span;
 
+use cached::Cached;
 use plan::Plan;
 use span::Rows;
 
@@ -68,19 +70,49 @@ pub(crate) struct Scratch {
     merged: Buffer<f32>,
     /// `[TILE_VECTORS][dim_padded]`, f32 or narrower.
     queries: Buffer<f32>,
+    /// `[2][SPAN]`.
+    scales: Buffer<f32>,
+    /// Keys or values of int8, converted.
+    widened: Buffer<u8>,
 }
 
 impl Scratch {
     /// For heads of up to `dim_padded` elements.
     pub(crate) fn new(dim_padded: usize) -> Result<Self> {
-        let buffer = |len: usize| Buffer::zeroed(TILE_VECTORS * len, "attention scratch");
+        const NAME: &str = "attention scratch";
+        let buffer = |len: usize| Buffer::zeroed(TILE_VECTORS * len, NAME);
         Ok(Self {
             scores: buffer(SPAN)?,
             probabilities: buffer(SPAN)?,
             span: buffer(dim_padded)?,
             merged: buffer(dim_padded)?,
             queries: buffer(dim_padded)?,
+            scales: Buffer::zeroed(2 * SPAN, NAME)?,
+            widened: Buffer::zeroed(span::WIDENED.max(dim_padded * span::WIDEST_STEP), NAME)?,
         })
+    }
+}
+
+impl Scratch {
+    /// What the spans of one KV head of a sequence work on.
+    fn tile<'a, X>(
+        &self,
+        a: &'a AttentionArgs<'_>,
+        seq: &SeqInput,
+        kv_head: usize,
+    ) -> span::Tile<'a, X> {
+        span::Tile {
+            kv: &a.kv,
+            kv_head,
+            blocks: &a.table[seq.block_table_start..][..seq.num_blocks],
+            queries: self.queries.as_ptr().cast(),
+            scores: self.scores.as_ptr(),
+            probabilities: self.probabilities.as_ptr().cast(),
+            values: self.span.as_ptr(),
+            scales: self.scales.as_ptr(),
+            widened: self.widened.as_ptr(),
+            scale: a.scale,
+        }
     }
 }
 
@@ -152,9 +184,10 @@ impl Softmax {
     }
 }
 
-/// Computes one work item for one KV head, with panels `F` over an f32 cache and `B` over bf16.
+/// Computes one work item for one KV head, with panels `F` over an f32 cache and `B` over bf16, and
+/// what belongs to them over int8.
 #[inline(always)]
-pub(crate) unsafe fn attend<F: Panel, B: Panel, const R: usize, const N: usize>(
+pub(crate) unsafe fn attend<F: Cached, B: Cached, const R: usize, const N: usize>(
     a: &AttentionArgs<'_>,
     item: usize,
     kv_head: usize,
@@ -167,10 +200,12 @@ pub(crate) unsafe fn attend<F: Panel, B: Panel, const R: usize, const N: usize>(
         let count = (vectors - first).min(TILE_VECTORS);
         // SAFETY: by `Kernel`'s contract; the chunk lies within the item's vectors.
         unsafe {
-            if a.kv.bf16 {
-                chunk::<B, R, N>(a, item, kv_head, first..first + count, scratch);
-            } else {
-                chunk::<F, R, N>(a, item, kv_head, first..first + count, scratch);
+            let vectors = first..first + count;
+            match (a.kv.kind, a.kv.bf16) {
+                (KvType::F32, _) => chunk::<F, R, N>(a, item, kv_head, vectors, scratch),
+                (KvType::Bf16, _) => chunk::<B, R, N>(a, item, kv_head, vectors, scratch),
+                (KvType::Int8, true) => chunk::<B::Bytes, R, N>(a, item, kv_head, vectors, scratch),
+                (KvType::Int8, _) => chunk::<F::Bytes, R, N>(a, item, kv_head, vectors, scratch),
             }
         }
         first += count;
@@ -179,7 +214,7 @@ pub(crate) unsafe fn attend<F: Panel, B: Panel, const R: usize, const N: usize>(
 
 /// Up to `TILE_VECTORS` query vectors over the item's spans.
 #[inline(always)]
-unsafe fn chunk<P: Panel, const R: usize, const N: usize>(
+unsafe fn chunk<P: Cached, const R: usize, const N: usize>(
     a: &AttentionArgs<'_>,
     item: &plan::Item,
     kv_head: usize,
@@ -206,17 +241,8 @@ unsafe fn chunk<P: Panel, const R: usize, const N: usize>(
             put_query::<P>(query, queries.add(v * dim_padded), dim);
         }
     }
+    let tile = scratch.tile(a, seq, kv_head);
     for span in item.spans.clone() {
-        let tile = span::Tile {
-            kv: &a.kv,
-            kv_head,
-            blocks: &a.table[seq.block_table_start..][..seq.num_blocks],
-            queries,
-            scores: scratch.scores.as_ptr(),
-            probabilities: scratch.probabilities.as_ptr().cast(),
-            values: scratch.span.as_ptr(),
-            scale: a.scale,
-        };
         // SAFETY: the scratch has the sizes that `Tile` wants, and the block table covers every
         // position that these rows see.
         let results = unsafe { span::run::<P, R, N>(&tile, &rows, span) };
@@ -252,7 +278,7 @@ unsafe fn chunk<P: Panel, const R: usize, const N: usize>(
 
 /// Brings a query to the form that scores read, with zeros to a whole vector.
 #[inline(always)]
-unsafe fn put_query<P: Panel>(query: *const f32, to: *mut P::X, dim: usize) {
+unsafe fn put_query<P: Cached>(query: *const f32, to: *mut P::X, dim: usize) {
     for i in (0..dim).step_by(16) {
         // SAFETY: the caller vouches for `dim` elements, and for room for whole vectors.
         unsafe { P::put(P::Acc::load_first(query.add(i), (dim - i).min(16)), to.add(i)) }

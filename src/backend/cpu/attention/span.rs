@@ -5,6 +5,8 @@
 #![allow(unsafe_code, reason = "kernels work through pointers")]
 #![allow(clippy::needless_range_loop, reason = "register tiles read best by their indices")]
 
+use super::cached::Cached;
+use super::places::{AHEAD, Keys, Places, Values};
 use super::{SPAN, Softmax, TILE_VECTORS};
 use crate::backend::cpu::kv::LayerKv;
 use crate::backend::cpu::linear::Panel;
@@ -25,6 +27,10 @@ pub(super) struct Tile<'a, X> {
     pub(super) probabilities: *mut X,
     /// `[TILE_VECTORS][dim_padded]`: the span's result, not yet divided by the sum.
     pub(super) values: *mut f32,
+    /// `[2][SPAN]`: scales of int8 keys and values.
+    pub(super) scales: *mut f32,
+    /// `WIDENED` bytes and more: keys or values of int8 as many vectors read them.
+    pub(super) widened: *mut u8,
     pub(super) scale: f32,
 }
 
@@ -44,62 +50,30 @@ impl Rows {
     }
 }
 
-/// Where the keys and values of a span lie, for every eight positions.
-struct Places {
-    /// Keys, from their first element on; some behind the span, to be asked for.
-    keys: [*const u8; EIGHTS + AHEAD],
-    /// Values, from their first sixteen elements on.
-    values: [*const u8; EIGHTS],
-    /// Positions that lie together: 16 or 8.
-    run: usize,
-}
-
-impl Places {
-    /// Of the eights `range` of the span from `start`. Eights past the sequence's blocks repeat its
-    /// last ones; they are masked later.
-    #[inline(always)]
-    fn new<X>(t: &Tile<'_, X>, start: usize, range: std::ops::Range<usize>) -> Self {
-        let size = t.kv.block_size;
-        let run = if size.is_multiple_of(16) { 16 } else { 8 };
-        let mut places = Self { keys: [t.kv.k; _], values: [t.kv.v; _], run };
-        let first = start + range.start * 8;
-        let (mut block, mut slot) = (first / size, first % size);
-        for i in range.start..range.end + AHEAD {
-            if block >= t.blocks.len() {
-                (block, slot) = (t.blocks.len() - 1, size - run + i * 8 % run);
-            }
-            let id = t.blocks[block].index();
-            places.keys[i] = t.kv.k.wrapping_add(t.kv.k_at(id, t.kv_head, slot));
-            if i < range.end {
-                places.values[i] = t.kv.v.wrapping_add(t.kv.v_at(id, t.kv_head, 0, slot));
-            }
-            slot += 8;
-            if slot >= size {
-                (block, slot) = (block + 1, 0);
-            }
-        }
-        places
-    }
-}
-
-/// Eights of a span.
-const EIGHTS: usize = SPAN / 8;
-/// Eights of keys that are asked for before they are used.
-const AHEAD: usize = 8;
+/// Most groups of sixteen that are computed side by side.
+const GROUPS: usize = 2;
+/// Steps of values in a span, or of keys where heads are no longer than that.
+const WIDENED_STEPS: usize = SPAN / 2;
+/// Bytes of widened values.
+pub(super) const WIDENED: usize = GROUPS * WIDENED_STEPS * WIDEST_STEP;
+/// Bytes of a step of the widest panel that int8 is widened to.
+pub(super) const WIDEST_STEP: usize = 128;
 
 /// Computes span number `span` of every query vector.
 #[inline(always)]
-pub(super) unsafe fn run<P: Panel, const R: usize, const N: usize>(
+pub(super) unsafe fn run<P: Cached, const R: usize, const N: usize>(
     t: &Tile<'_, P::X>,
     rows: &Rows,
     span: usize,
 ) -> [Softmax; TILE_VECTORS] {
+    const { assert!(N <= GROUPS && P::Widened::STEP_BYTES <= WIDEST_STEP) };
     let start = span * SPAN;
     // What any of the vectors sees, in whole groups of sixteen positions at its beginning.
     let from = rows.visible(0, start).0 / 16 * 16;
     let to = rows.visible(rows.count - 1, start).1;
     let mut results = [Softmax::EMPTY; TILE_VECTORS];
-    let places = Places::new(t, start, from / 8..to.next_multiple_of(16) / 8);
+    let eights = from / 8..to.next_multiple_of(16) / 8;
+    let places = Places::new::<P>(t, start, eights.clone());
     // SAFETY: by `attend`'s contract.
     unsafe {
         let mut group = from / 16;
@@ -112,56 +86,88 @@ pub(super) unsafe fn run<P: Panel, const R: usize, const N: usize>(
                 group += 1;
             }
         }
-        for v in 0..rows.count {
-            let scores = t.scores.add(v * SPAN);
-            let to_p = t.probabilities.add(v * SPAN);
-            results[v] = softmax::<P>(scores, to_p, rows.visible(v, start), (from, to), t.scale);
+        if P::SCALED {
+            places.gather(t, eights);
         }
-        let mut v = 0;
-        while v < rows.count {
-            let left = rows.count - v;
-            v += if left >= R {
-                values_of::<P, R, N>(t, rows, &places, (start, v))
-            } else if left >= 4 {
-                values_of::<P, 4, N>(t, rows, &places, (start, v))
-            } else if left >= 2 {
-                values_of::<P, 2, N>(t, rows, &places, (start, v))
+        for (v, result) in results.iter_mut().enumerate().take(rows.count) {
+            *result = softmax::<P>(t, v, rows.visible(v, start), (from, to));
+        }
+        let (mut group, groups) = (0, t.kv.dim_padded / 16);
+        while group < groups {
+            if group + N <= groups {
+                values_of::<P, R, N>(t, rows, &places, (start, from, to), group);
+                group += N;
             } else {
-                values_of::<P, 1, N>(t, rows, &places, (start, v))
-            };
+                values_of::<P, R, 1>(t, rows, &places, (start, from, to), group);
+                group += 1;
+            }
         }
     }
     results
 }
 
+/// Whether so many vectors read int8 that it pays to convert it beforehand.
+#[inline(always)]
+fn widens<P: Cached, const R: usize>(rows: &Rows) -> bool {
+    P::SCALED && rows.count > R
+}
+
 /// Scores of all vectors at `N` groups of sixteen positions.
 #[inline(always)]
-unsafe fn scores_of<P: Panel, const R: usize, const N: usize>(
+unsafe fn scores_of<P: Cached, const R: usize, const N: usize>(
     t: &Tile<'_, P::X>,
     rows: &Rows,
     places: &Places,
-    (start, group): (usize, usize),
+    at: (usize, usize),
 ) {
-    let keys = Keys {
+    let group = at.1;
+    let mut keys = Keys {
         low: std::array::from_fn(|n| places.keys[2 * (group + n)]),
         high: std::array::from_fn(|n| places.keys[2 * (group + n) + 1]),
+        apart: t.kv.k_apart(),
         next: std::array::from_fn(|n| places.keys[2 * (group + n) + AHEAD]),
         values: std::array::from_fn(|n| places.values[2 * (group + n)]),
         whole: places.run == 16,
     };
+    // SAFETY: the caller's contract; the scratch holds `N` groups of keys.
+    unsafe {
+        if !widens::<P, R>(rows) {
+            return scores::<P, R, N>(t, rows, at, &keys);
+        }
+        let (steps, bytes) = (t.kv.dim.div_ceil(P::STEP), P::Widened::STEP_BYTES);
+        for n in 0..N {
+            let to = t.widened.add(n * steps * bytes);
+            for step in 0..steps {
+                P::widen(keys.weights::<P>(n, step), to.add(step * bytes));
+            }
+            keys.low[n] = to;
+        }
+        (keys.apart, keys.whole) = (bytes, true);
+        scores::<P::Widened, R, N>(t, rows, at, &keys);
+    }
+}
+
+/// Scores of all vectors, `R` by `R` and the rest in smaller tiles.
+#[inline(always)]
+unsafe fn scores<P: Cached, const R: usize, const N: usize>(
+    t: &Tile<'_, P::X>,
+    rows: &Rows,
+    at: (usize, usize),
+    keys: &Keys<N>,
+) {
     let mut v = 0;
     while v < rows.count {
         let left = rows.count - v;
         // SAFETY: the caller's contract; vectors stay below `rows.count`.
         v += unsafe {
             if left >= R {
-                score_chunk::<P, R, N>(t, rows, start, (v, group), &keys)
+                score_chunk::<P, R, N>(t, rows, v, at, keys)
             } else if left >= 4 {
-                score_chunk::<P, 4, N>(t, rows, start, (v, group), &keys)
+                score_chunk::<P, 4, N>(t, rows, v, at, keys)
             } else if left >= 2 {
-                score_chunk::<P, 2, N>(t, rows, start, (v, group), &keys)
+                score_chunk::<P, 2, N>(t, rows, v, at, keys)
             } else {
-                score_chunk::<P, 1, N>(t, rows, start, (v, group), &keys)
+                score_chunk::<P, 1, N>(t, rows, v, at, keys)
             }
         };
     }
@@ -169,11 +175,11 @@ unsafe fn scores_of<P: Panel, const R: usize, const N: usize>(
 
 /// `R` vectors, unless none of them sees these groups. The first ones ask for what comes next.
 #[inline(always)]
-unsafe fn score_chunk<P: Panel, const R: usize, const N: usize>(
+unsafe fn score_chunk<P: Cached, const R: usize, const N: usize>(
     t: &Tile<'_, P::X>,
     rows: &Rows,
-    start: usize,
-    (v, group): (usize, usize),
+    v: usize,
+    (start, group): (usize, usize),
     keys: &Keys<N>,
 ) -> usize {
     // SAFETY: the caller's contract.
@@ -187,19 +193,6 @@ unsafe fn score_chunk<P: Panel, const R: usize, const N: usize>(
     R
 }
 
-/// Where the first elements of `N` groups of keys lie.
-struct Keys<const N: usize> {
-    /// The first eight of each group.
-    low: [*const u8; N],
-    /// The others: behind them where blocks hold whole groups.
-    high: [*const u8; N],
-    /// The keys to be asked for.
-    next: [*const u8; N],
-    /// The values of these groups, to be asked for.
-    values: [*const u8; N],
-    whole: bool,
-}
-
 /// `R` vectors by `N` groups of positions: each score one chain along the head's elements.
 #[inline(always)]
 unsafe fn score_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
@@ -208,10 +201,10 @@ unsafe fn score_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
     group: usize,
     keys: &Keys<N>,
 ) {
-    let (width, apart) = (t.kv.dim_padded, 4 * t.kv.block_size);
+    let (width, apart) = (t.kv.dim_padded, t.kv.k_apart());
     let mut acc = [[P::Acc::splat(0.0); N]; R];
-    // SAFETY: the keys are places of the cache; steps are `apart` bytes apart, the last one padded
-    // with zeros as queries are; vectors are in range.
+    // SAFETY: the keys are places of the cache or widened; the last step is padded with zeros as
+    // queries are; vectors are in range.
     unsafe {
         let queries = t.queries.add(vector * width);
         for step in 0..t.kv.dim.div_ceil(P::STEP) {
@@ -220,12 +213,7 @@ unsafe fn score_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
                     P::Acc::prefetch(keys.next[n].wrapping_add(step * apart));
                     P::Acc::prefetch_l2(keys.values[n].wrapping_add(step * 64));
                 }
-                let low = keys.low[n].add(step * apart);
-                if keys.whole {
-                    P::weights(low)
-                } else {
-                    P::weights_halves(low, keys.high[n].add(step * apart))
-                }
+                keys.weights::<P>(n, step)
             });
             for r in 0..R {
                 let q = P::broadcast(queries.add(r * width + step * P::STEP));
@@ -244,15 +232,17 @@ unsafe fn score_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
 }
 
 /// Turns the scores of one vector into probabilities, not yet divided by their sum: those of
-/// `low..high`, and 0 for the other positions of the groups of `from..to`.
+/// `low..high`, and 0 for the other positions of the groups of `from..to`. Over int8 each is then
+/// multiplied with its value's scale.
 #[inline(always)]
-unsafe fn softmax<P: Panel>(
-    scores: *const f32,
-    probabilities: *mut P::X,
+unsafe fn softmax<P: Cached>(
+    t: &Tile<'_, P::X>,
+    vector: usize,
     (low, high): (usize, usize),
     (from, to): (usize, usize),
-    scale: f32,
 ) -> Softmax {
+    let scores = t.scores.wrapping_add(vector * SPAN);
+    let probabilities = t.probabilities.wrapping_add(vector * SPAN);
     let (hidden, zero) = (P::Acc::splat(f32::NEG_INFINITY), P::Acc::splat(0.0));
     let (first, end) = match low < high {
         true => (low / 16 * 16, high.next_multiple_of(16)),
@@ -266,80 +256,131 @@ unsafe fn softmax<P: Panel>(
         if low >= high {
             return Softmax::EMPTY;
         }
-        let visible =
-            |i: usize| P::Acc::load(scores.add(i)).keep(low.saturating_sub(i), high - i, hidden);
+        // Selected and not multiplied: a scale of a hidden position may be a NaN.
+        let visible = |v: P::Acc, i: usize, other| v.keep(low.saturating_sub(i), high - i, other);
+        let score = |i: usize| {
+            let score = P::Acc::load(scores.add(i));
+            let scaled = if P::SCALED { score.mul(P::Acc::load(t.scales.add(i))) } else { score };
+            visible(scaled, i, hidden)
+        };
         let mut greatest = hidden;
         for i in (first..end).step_by(16) {
-            greatest = greatest.max(visible(i));
+            greatest = greatest.max(score(i));
         }
-        let max = greatest.greatest() * scale;
-        let (factor, below) = (P::Acc::splat(scale), P::Acc::splat(-max));
+        let max = greatest.greatest() * t.scale;
+        let (factor, below) = (P::Acc::splat(t.scale), P::Acc::splat(-max));
         let mut sums = zero;
         for i in (first..end).step_by(16) {
-            let p = P::exp(visible(i).mul_add(factor, below));
-            P::put(p, probabilities.add(i));
+            let p = P::exp(score(i).mul_add(factor, below));
             sums = sums.add(p);
+            let p = match P::SCALED {
+                true => visible(p.mul(P::Acc::load(t.scales.add(SPAN + i))), i, zero),
+                false => p,
+            };
+            P::put(p, probabilities.add(i));
         }
         Softmax { max, sum: sums.sum() }
     }
 }
 
-/// Values of `R` vectors: each one chain over the positions, ascending. A position that a vector
-/// does not see has a probability of 0 and changes no bit of its chain.
+/// Values of all vectors in `N` groups of sixteen columns; `from..to` are the positions that any of
+/// them sees.
 #[inline(always)]
-unsafe fn values_of<P: Panel, const R: usize, const N: usize>(
+unsafe fn values_of<P: Cached, const R: usize, const N: usize>(
     t: &Tile<'_, P::X>,
     rows: &Rows,
     places: &Places,
-    (start, vector): (usize, usize),
-) -> usize {
-    let groups = t.kv.dim_padded / 16;
-    let low = rows.visible(vector, start).0 / 16 * 16;
-    let range = (low, rows.visible(vector + R - 1, start).1);
-    let mut group = 0;
-    while group < groups {
-        // SAFETY: the caller's contract; columns stay within the padded head.
-        unsafe {
-            if group + N <= groups {
-                value_tile::<P, R, N>(t, places, range, vector, group);
-                group += N;
-            } else {
-                value_tile::<P, R, 1>(t, places, range, vector, group);
-                group += 1;
+    (start, from, to): (usize, usize, usize),
+    group: usize,
+) {
+    let here = places.values.map(|v| v.wrapping_add(group * t.kv.v_apart()));
+    let mut values = Values { places: here, apart: t.kv.v_apart() };
+    // SAFETY: the caller's contract; the scratch holds `N` groups of a span.
+    unsafe {
+        if !widens::<P, R>(rows) {
+            return values_by_rows::<P, R, N>(t, rows, start, group, &values);
+        }
+        let bytes = P::Widened::STEP_BYTES;
+        for n in 0..N {
+            for step in from / P::STEP..to.div_ceil(P::STEP) {
+                let weights = P::weights(values.at::<P>(n, step * P::STEP));
+                P::widen(weights, t.widened.add((n * WIDENED_STEPS + step) * bytes));
             }
         }
+        let eight = |i: usize| t.widened.cast_const().wrapping_add(i * 8 / P::STEP * bytes);
+        values = Values { places: std::array::from_fn(eight), apart: WIDENED_STEPS * bytes };
+        values_by_rows::<P::Widened, R, N>(t, rows, start, group, &values);
     }
+}
+
+/// Values of all vectors, `R` by `R` and the rest in smaller tiles.
+#[inline(always)]
+unsafe fn values_by_rows<P: Cached, const R: usize, const N: usize>(
+    t: &Tile<'_, P::X>,
+    rows: &Rows,
+    start: usize,
+    group: usize,
+    values: &Values,
+) {
+    let mut v = 0;
+    while v < rows.count {
+        let (left, at) = (rows.count - v, (v, group));
+        // SAFETY: the caller's contract; vectors stay below `rows.count`.
+        v += unsafe {
+            if left >= R {
+                value_chunk::<P, R, N>(t, rows, start, at, values)
+            } else if left >= 4 {
+                value_chunk::<P, 4, N>(t, rows, start, at, values)
+            } else if left >= 2 {
+                value_chunk::<P, 2, N>(t, rows, start, at, values)
+            } else {
+                value_chunk::<P, 1, N>(t, rows, start, at, values)
+            }
+        };
+    }
+}
+
+/// `R` vectors, over the positions that they see.
+#[inline(always)]
+unsafe fn value_chunk<P: Cached, const R: usize, const N: usize>(
+    t: &Tile<'_, P::X>,
+    rows: &Rows,
+    start: usize,
+    (vector, group): (usize, usize),
+    values: &Values,
+) -> usize {
+    let low = rows.visible(vector, start).0 / 16 * 16;
+    let range = (low, rows.visible(vector + R - 1, start).1);
+    // SAFETY: the caller's contract.
+    unsafe { value_tile::<P, R, N>(t, values, range, vector, group) };
     R
 }
 
-/// `R` vectors by `N` groups of sixteen columns.
+/// `R` vectors by `N` groups of sixteen columns: each one chain over the positions, ascending. A
+/// position that a vector does not see has a probability of 0 and changes no bit of its chain.
 #[inline(always)]
 unsafe fn value_tile<P: Panel, const R: usize, const N: usize>(
     t: &Tile<'_, P::X>,
-    places: &Places,
+    values: &Values,
     (from, to): (usize, usize),
     vector: usize,
     group: usize,
 ) {
-    // Bytes from sixteen columns to the next.
-    let apart = t.kv.block_size / P::STEP * 64;
     let mut acc = [[P::Acc::splat(0.0); N]; R];
     // SAFETY: the caller's contract: vectors, columns and positions are in range. The last
     // position may stand alone in its step: what lies behind it was perhaps never written.
     unsafe {
         let probabilities = t.probabilities.add(vector * SPAN);
-        let place = |at: usize| places.values[at / 8].add(group * apart + at % 8 / P::STEP * 64);
         // One loop, not one for each block: the accumulators stay in registers.
         for step in from / P::STEP..to / P::STEP {
             let at = step * P::STEP;
-            let here = place(at);
-            let weights = std::array::from_fn(|n| P::weights(here.add(n * apart)));
+            let weights = std::array::from_fn(|n| P::weights(values.at::<P>(n, at)));
             accumulate::<P, R, N>(&mut acc, probabilities.add(at), weights);
         }
         if to % P::STEP != 0 {
-            let here = place(to - 1);
-            let weights = std::array::from_fn(|n| P::first(P::weights(here.add(n * apart))));
-            accumulate::<P, R, N>(&mut acc, probabilities.add(to - 1), weights);
+            let at = to - 1;
+            let weights = std::array::from_fn(|n| P::first(P::weights(values.at::<P>(n, at))));
+            accumulate::<P, R, N>(&mut acc, probabilities.add(at), weights);
         }
         let values = t.values.add(vector * t.kv.dim_padded + group * 16);
         for r in 0..R {

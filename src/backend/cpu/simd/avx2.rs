@@ -88,6 +88,18 @@ impl Simd16 for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8_pairs(p: *const i8) -> (Self, Self) {
+        unsafe {
+            let low = _mm256_cvtepi16_epi32(_mm_loadu_si128(p.cast()));
+            let high = _mm256_cvtepi16_epi32(_mm_loadu_si128(p.add(16).cast()));
+            let even = |pairs| _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(pairs));
+            let even = |pairs| _mm256_cvtepi32_ps(even(pairs));
+            let odd = |pairs| _mm256_cvtepi32_ps(_mm256_srai_epi32::<8>(pairs));
+            (Self(even(low), even(high)), Self(odd(low), odd(high)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16) {
         unsafe {
             let low = _mm256_srli_epi32::<16>(rounded_bits(self.0));

@@ -74,6 +74,16 @@ impl Simd16 for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8_pairs(p: *const i8) -> (Self, Self) {
+        unsafe {
+            let pairs = _mm512_cvtepi16_epi32(_mm256_loadu_si256(p.cast()));
+            let even = _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(pairs));
+            let odd = _mm512_srai_epi32::<8>(pairs);
+            (Self(_mm512_cvtepi32_ps(even)), Self(_mm512_cvtepi32_ps(odd)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16) {
         unsafe {
             let upper = _mm512_srli_epi32::<16>(self.rounded_bits());

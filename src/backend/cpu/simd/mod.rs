@@ -27,6 +27,17 @@ pub(crate) trait Simd16: Copy {
     unsafe fn load_f16(p: *const u16) -> Self;
     /// Reads 16 pairs of bf16: the even elements, the odd elements.
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self);
+    /// Reads 16 pairs of signed bytes: the even elements, the odd elements.
+    #[inline(always)]
+    unsafe fn load_i8_pairs(p: *const i8) -> (Self, Self) {
+        // SAFETY: the caller vouches for 32 elements, and the arrays have 16.
+        unsafe {
+            let bytes = p.cast::<[i8; 32]>().read_unaligned();
+            let even: [f32; 16] = std::array::from_fn(|i| bytes[2 * i].into());
+            let odd: [f32; 16] = std::array::from_fn(|i| bytes[2 * i + 1].into());
+            (Self::load(even.as_ptr()), Self::load(odd.as_ptr()))
+        }
+    }
     /// Rounds to bf16, nearest even, and writes 16 elements.
     unsafe fn store_bf16(self, p: *mut u16);
     /// Rounds to bf16, nearest even, and stays f32.

@@ -1,11 +1,14 @@
-//! Attention against f64, and the ways in which its bits must not depend on anything.
+//! Attention against f64 and the reference, and the ways in which its bits must not depend on
+//! anything.
 
 use super::*;
+use crate::backend::reference::ReferenceBackend;
 
 /// One sequence's whole run: `total` positions computed in chunks, results by position.
 struct Case {
     heads: Heads,
     compute: ComputeType,
+    int8: bool,
     isa: CpuIsa,
     block_size: usize,
     window: Option<usize>,
@@ -31,9 +34,15 @@ impl Case {
         1.0 / (self.heads.head_dim as f32).sqrt()
     }
 
+    fn backend(&self) -> CpuBackend {
+        let (threads, isa) = (Some(self.threads), Some(self.isa));
+        let options = CpuOptions { threads, isa, ..CpuOptions::new(self.compute) };
+        CpuBackend::new(CpuOptions { int8_kv: self.int8, ..options }).unwrap()
+    }
+
     /// Runs positions chunk after chunk, beside a second sequence when `beside`.
     fn run(&self, chunks: &[usize], beside: bool) -> Vec<f32> {
-        let mut b = backend(self.compute, self.isa, self.threads);
+        let mut b = self.backend();
         let (x, out) = (b.activation(self.row()), b.activation(self.heads.q_width()));
         let blocks = self.total.div_ceil(self.block_size);
         allocate(&mut b, self.total + 3, self.heads, (self.block_size, 2 * blocks + 3));
@@ -98,11 +107,66 @@ impl Case {
             slot_mapping: &slots,
             block_copies: &[],
         });
+        self.ops(b, x, out);
+        b.finish_step().unwrap();
+    }
+
+    /// What the reference makes of all positions.
+    fn reference(&self) -> Vec<f32> {
+        let (total, width) = (self.total, self.heads.q_width());
+        let mut b = match self.int8 {
+            true => ReferenceBackend::with_int8_kv(ComputeType::F32),
+            false => ReferenceBackend::new(ComputeType::F32),
+        };
+        // Rows enter by a table and leave by an identity.
+        let mut pack = |rows, cols, values| {
+            let part = Matrix { dtype: DType::F32, rows, cols, values }.part(None);
+            b.pack_linear(LinearSpec { parts: vec![part], role: LinearRole::Hidden }).unwrap()
+        };
+        let table = pack(total, self.row(), self.qkv());
+        let identity = (0..width * width).map(|i| f32::from(i % (width + 1) == 0)).collect();
+        let identity = pack(width, width, identity);
+        let (x, out) = (b.activation(self.row()), b.activation(width));
+        let blocks = total.div_ceil(self.block_size);
+        let limits = StepLimits {
+            max_tokens: total,
+            max_seqs: 1,
+            max_logits_rows: total,
+            max_block_table: blocks,
+        };
+        b.allocate(limits, &spec(self.heads, self.block_size), blocks).unwrap();
+        let ids: Vec<u32> = (0..total as u32).collect();
+        b.begin_step(&StepInput {
+            token_ids: &ids.iter().map(|id| TokenId(*id)).collect::<Vec<_>>(),
+            positions: &ids,
+            seqs: &[SeqInput {
+                query_start: 0,
+                query_len: total,
+                context_len: 0,
+                block_table_start: 0,
+                num_blocks: blocks,
+            }],
+            block_tables: &[(0..blocks as u32).map(BlockId).collect()],
+            slot_mapping: &[(0..total as u64).collect()],
+            block_copies: &[],
+        });
+        b.embed(table, x);
+        self.ops(&mut b, x, out);
+        b.logits(identity, out, &ids);
+        let results = std::sync::Mutex::new(vec![0.0; total * width]);
+        b.map_logits(&|row, logits| {
+            results.lock().unwrap()[row * width..(row + 1) * width].copy_from_slice(logits);
+        })
+        .unwrap();
+        results.into_inner().unwrap()
+    }
+
+    /// Writes the cache and attends.
+    fn ops(&self, b: &mut dyn Backend, x: ActId, out: ActId) {
         b.rope_write_kv(0, x, &RopeWrite { heads: self.heads, qk_norm: None, rope: None });
         let spec =
             Attention { heads: self.heads, scale: self.scale(), sliding_window: self.window };
         b.paged_attention(0, x, &spec, out);
-        b.finish_step().unwrap();
     }
 
     fn exact(&self, position: usize) -> Vec<f64> {
@@ -132,6 +196,13 @@ impl Case {
     }
 }
 
+/// Compute type, and whether the cache is of int8.
+const KINDS: [(ComputeType, bool); 4] = [
+    (ComputeType::F32, false),
+    (ComputeType::F32, true),
+    (ComputeType::Bf16, false),
+    (ComputeType::Bf16, true),
+];
 const GQA: Heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 20 };
 
 #[test]
@@ -146,7 +217,8 @@ fn attention_is_softmax_of_the_visible() {
                 (16, None, Heads { num_heads: 40, num_kv_heads: 1, head_dim: 16 }),
             ] {
                 let total = 600;
-                let case = Case { heads, compute, isa, block_size, window, total, threads: 2 };
+                let (int8, threads) = (false, 2);
+                let case = Case { heads, compute, int8, isa, block_size, window, total, threads };
                 let got = case.run(&[200, 1, 399], false);
                 // bf16 products round each probability by up to 2^-9 of itself; values are below 2.
                 let rounds = compute == ComputeType::Bf16 && isa == CpuIsa::Avx512Bf16;
@@ -166,13 +238,86 @@ fn attention_is_softmax_of_the_visible() {
 }
 
 #[test]
-fn chunks_batches_and_threads_do_not_change_a_bit() {
+fn int8_is_what_the_reference_makes_of_it() {
     for isa in paths() {
         for compute in [ComputeType::F32, ComputeType::Bf16] {
+            for (block_size, window, heads) in [
+                (16, None, GQA),
+                (8, None, Heads { num_heads: 3, num_kv_heads: 3, head_dim: 9 }),
+                (24, Some(40), Heads { num_heads: 14, num_kv_heads: 2, head_dim: 50 }),
+                (32, Some(270), Heads { num_heads: 4, num_kv_heads: 2, head_dim: 128 }),
+                (256, None, Heads { num_heads: 40, num_kv_heads: 1, head_dim: 16 }),
+            ] {
+                let (total, threads, int8) = (330, 2, true);
+                let case = Case { heads, compute, int8, isa, block_size, window, total, threads };
+                let got = case.run(&[201, 1, 127, 1], false);
+                let want = case.reference();
+                // Each probability is rounded by up to 2^-8 of itself; values are below 2.
+                let rounds = compute == ComputeType::Bf16 && isa == CpuIsa::Avx512Bf16;
+                let bound = if rounds { 2.0 / 256.0 } else { 2e-6 };
+                for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                    let position = i / heads.q_width();
+                    let what = format!("{isa:?} {compute:?} {block_size} {window:?} {heads:?}");
+                    assert!((got - want).abs() < bound, "{what} {position}: {got} {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_takes_half_of_bf16_and_its_scales() {
+    let of = |compute, int8, heads| KvCache::block_bytes(&spec(heads, 16), compute, int8);
+    let heads = Heads { num_heads: 16, num_kv_heads: 8, head_dim: 128 };
+    assert_eq!(of(ComputeType::F32, false, heads), 16 * 8 * 128 * 2 * 4);
+    assert_eq!(of(ComputeType::Bf16, false, heads), 16 * 8 * 128 * 2 * 2);
+    for compute in [ComputeType::F32, ComputeType::Bf16] {
+        assert_eq!(of(compute, true, heads), 16 * 8 * (128 + 4) * 2);
+    }
+    // Keys end with a whole pair, values with a whole vector.
+    assert_eq!(of(ComputeType::Bf16, true, GQA), 16 * 2 * (20 + 4 + 32 + 4));
+}
+
+#[test]
+fn what_is_no_number_is_not_hidden_by_int8() {
+    for isa in paths() {
+        for compute in [ComputeType::F32, ComputeType::Bf16] {
+            for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for half in 0..2 {
+                    let (heads, int8) = (GQA, true);
+                    let (block_size, window, total, threads) = (16, None, 20, 1);
+                    let case =
+                        Case { heads, compute, int8, isa, block_size, window, total, threads };
+                    let mut b = case.backend();
+                    let (x, out) = (b.activation(case.row()), b.activation(heads.q_width()));
+                    allocate(&mut b, total, heads, (block_size, 4));
+                    let mut qkv = case.qkv();
+                    // Of position 3, the second KV head.
+                    let head = heads.num_heads + half * heads.num_kv_heads + 1;
+                    qkv[3 * case.row() + head * heads.head_dim + 7] = wrong;
+                    write(&b, x, &qkv);
+                    case.step(&mut b, (x, out), &[1, 2, 3].map(BlockId), (0, total, 0));
+                    for (row, out) in read(&b, out, total).chunks(heads.q_width()).enumerate() {
+                        let (first, second) = out.split_at(heads.q_width() / 2);
+                        assert!(first.iter().all(|x| x.is_finite()), "{isa:?} {row}");
+                        let seen = second.iter().all(|x| x.is_nan());
+                        assert_eq!(seen, row >= 3, "{isa:?} {wrong} {row}: {second:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_batches_and_threads_do_not_change_a_bit() {
+    for isa in paths() {
+        for (compute, int8) in KINDS {
             for (block_size, window) in [(16, None), (8, Some(290)), (16, Some(17))] {
                 let case = |threads| Case {
                     heads: GQA,
                     compute,
+                    int8,
                     isa,
                     block_size,
                     window,
@@ -183,7 +328,8 @@ fn chunks_batches_and_threads_do_not_change_a_bit() {
                 let mut steps = vec![1; 30];
                 steps.splice(0..0, [500, 7, 33, 130]);
                 for threads in 1..=3 {
-                    let what = format!("{isa:?} {compute:?} {block_size} {window:?} {threads}");
+                    let kind = format!("{isa:?} {compute:?} int8 {int8}");
+                    let what = format!("{kind} {block_size} {window:?} {threads}");
                     assert!(whole == bits(&case(threads).run(&steps, false)), "chunks {what}");
                     assert!(whole == bits(&case(threads).run(&[699, 1], true)), "batch {what}");
                 }
@@ -194,17 +340,16 @@ fn chunks_batches_and_threads_do_not_change_a_bit() {
 
 #[test]
 fn block_copies_come_first() {
-    let case = Case {
-        heads: GQA,
-        compute: ComputeType::Bf16,
-        isa: CpuIsa::Portable,
-        block_size: 16,
-        window: None,
-        total: 17,
-        threads: 2,
-    };
+    for (compute, int8) in KINDS {
+        let (isa, block_size, window, total) = (CpuIsa::Portable, 16, None, 17);
+        let threads = 2;
+        copy(&Case { heads: GQA, compute, int8, isa, block_size, window, total, threads });
+    }
+}
+
+fn copy(case: &Case) {
     let want = case.run(&[16, 1], false);
-    let mut b = backend(case.compute, case.isa, 2);
+    let mut b = case.backend();
     let (x, out) = (b.activation(case.row()), b.activation(case.heads.q_width()));
     allocate(&mut b, 16, case.heads, (16, 8));
     let qkv = case.qkv();
@@ -226,9 +371,7 @@ fn block_copies_come_first() {
         slot_mapping: &[vec![6 * 16]],
         block_copies: &[crate::ids::BlockCopy { source: BlockId(3), destination: BlockId(5) }],
     });
-    b.rope_write_kv(0, x, &RopeWrite { heads: case.heads, qk_norm: None, rope: None });
-    let spec = Attention { heads: case.heads, scale: case.scale(), sliding_window: None };
-    b.paged_attention(0, x, &spec, out);
+    case.ops(&mut b, x, out);
     b.finish_step().unwrap();
     assert_eq!(bits(&read(&b, out, 1)), bits(&want[16 * case.heads.q_width()..]));
 }

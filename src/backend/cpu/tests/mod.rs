@@ -53,7 +53,7 @@ pub(super) fn quantized(
     threads: usize,
 ) -> CpuBackend {
     let (threads, isa) = (Some(threads), Some(isa));
-    CpuBackend::new(CpuOptions { compute, quantization, threads, isa, pin: false }).unwrap()
+    CpuBackend::new(CpuOptions { quantization, threads, isa, ..CpuOptions::new(compute) }).unwrap()
 }
 
 /// A matrix in memory, `[rows, cols]`, given in f32 and stored as `dtype`.
@@ -118,10 +118,14 @@ pub(super) fn allocate(b: &mut CpuBackend, tokens: usize, heads: Heads, kv: (usi
     let (block_size, num_blocks) = kv;
     let limits =
         StepLimits { max_tokens: tokens, max_seqs: 64, max_logits_rows: 64, max_block_table: 4096 };
+    b.allocate(limits, &spec(heads, block_size), num_blocks).unwrap();
+}
+
+/// Layer 0 alone.
+pub(super) fn spec(heads: Heads, block_size: usize) -> KvSpec {
     let group =
         KvGroup { layers: vec![0], num_kv_heads: heads.num_kv_heads, head_dim: heads.head_dim };
-    let spec = KvSpec { groups: vec![group], block_size };
-    b.allocate(limits, &spec, num_blocks).unwrap();
+    KvSpec { groups: vec![group], block_size }
 }
 
 pub(super) const TINY: Heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 16 };
