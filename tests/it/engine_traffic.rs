@@ -1,13 +1,13 @@
 //! The central promise: whatever the traffic, a request's tokens and logprobs are those of the
 //! same request run alone with the cache off, bit for bit.
 
-use vrust::backend::cpu::isa;
 use vrust::config::{EngineOptions, Quantization, SchedulingPolicy};
 use vrust::engine::Engine;
 use vrust::ids::RequestId;
 use vrust::request::{FinishReason, Request, TokenLogprobs};
 
 use crate::engine_support::{Consumer, Outcome, Random, greedy, options, ready, run_one};
+use crate::support::backends::available_cpu_paths;
 
 const VOCAB: u64 = 300;
 
@@ -33,7 +33,7 @@ fn traffic_on_learned_positions_is_bit_identical_to_running_alone() {
 
 #[test]
 fn traffic_on_every_path_and_precision_is_bit_identical_to_running_alone() {
-    for isa in isa::ALL.into_iter().filter(|isa| isa::is_available(*isa)) {
+    for isa in available_cpu_paths() {
         for quantization in [None, Some(Quantization::Int8), Some(Quantization::Int4)] {
             check_traffic("qwen3-bf16", 500..503, &|options| {
                 (options.cpu_isa, options.quantization) = (Some(isa), quantization);

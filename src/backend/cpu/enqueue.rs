@@ -64,7 +64,7 @@ impl CpuBackend {
             let target = self.workspace.inputs.as_ptr().cast::<u8>();
             let ldx = match form {
                 InputForm::Int8 { group, .. } => quantized::row_bytes(packed.k_padded, group),
-                _ => width.next_multiple_of(32),
+                _ => form.row_len(width),
             };
             (args.x, args.ldx) = (target, ldx);
             let args = ConvertArgs { x, width, rows: index, out: target, ldo: args.ldx, form };

@@ -13,6 +13,12 @@ use super::math;
 use super::simd::Simd16;
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx_int8;
+#[cfg(target_arch = "x86_64")]
+mod amx_tiles;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512bf16;
 pub(crate) mod quantized;
 pub(crate) mod tiles;
@@ -222,6 +228,16 @@ pub(crate) enum InputForm {
 }
 
 impl InputForm {
+    /// Elements from one row of `width` inputs to the next, unless they are quantized. An odd
+    /// number of cache lines: rows that are read together must not all fall on the same few places
+    /// of a cache.
+    pub(crate) fn row_len(self, width: usize) -> usize {
+        match self {
+            Self::Bf16 => (width.div_ceil(32) | 1) * 32,
+            _ => width.next_multiple_of(32),
+        }
+    }
+
     /// Bytes of what `ConvertArgs::ldo` counts.
     pub(crate) fn bytes(self) -> usize {
         match self {
