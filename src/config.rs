@@ -108,6 +108,8 @@ pub enum Device {
 /// Instruction path of the CPU backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuIsa {
+    /// AMX with BF16 and INT8, beside AVX-512 with VNNI.
+    Amx,
     /// AVX-512 with BF16 dot products.
     Avx512Bf16,
     /// AVX-512 F, BW, DQ, VL.

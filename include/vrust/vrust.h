@@ -329,7 +329,7 @@ typedef struct VrustEngineOptions {
   /// of layers in 8 bits; "none", the default), kv_cache_dtype ("int8": keys and values in 8 bits
   /// with one scale for each token and KV head, so that the cache holds nearly twice the tokens
   /// of bfloat16; on the CPU; "auto", the default: the model's precision, which may be named as
-  /// "bfloat16" or "float32"), cpu_isa ("avx512_bf16", "avx512", "avx2",
+  /// "bfloat16" or "float32"), cpu_isa ("amx", "avx512_bf16", "avx512", "avx2",
   /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
   /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
   /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),

@@ -69,7 +69,7 @@ pub struct VrustEngineOptions {
     /// of layers in 8 bits; "none", the default), kv_cache_dtype ("int8": keys and values in 8 bits
     /// with one scale for each token and KV head, so that the cache holds nearly twice the tokens
     /// of bfloat16; on the CPU; "auto", the default: the model's precision, which may be named as
-    /// "bfloat16" or "float32"), cpu_isa ("avx512_bf16", "avx512", "avx2",
+    /// "bfloat16" or "float32"), cpu_isa ("amx", "avx512_bf16", "avx512", "avx2",
     /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
     /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
     /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
@@ -349,13 +349,14 @@ fn kv_cache_dtype(name: &str) -> Result<KvCacheDType> {
 
 fn cpu_isa(name: &str) -> Result<CpuIsa> {
     match name {
+        "amx" => Ok(CpuIsa::Amx),
         "avx512_bf16" => Ok(CpuIsa::Avx512Bf16),
         "avx512" => Ok(CpuIsa::Avx512),
         "avx2" => Ok(CpuIsa::Avx2),
         "portable" => Ok(CpuIsa::Portable),
         _ => {
-            let message =
-                format!("cpu_isa: must be avx512_bf16, avx512, avx2 or portable, got {name:?}");
+            let known = "amx, avx512_bf16, avx512, avx2 or portable";
+            let message = format!("cpu_isa: must be {known}, got {name:?}");
             Err(Error::invalid("cpu_isa", message).with("value", name))
         }
     }

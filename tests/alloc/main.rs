@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex, PoisonError};
 use std::time::Duration;
 
-use vrust::backend::cpu::{CpuBackend, CpuOptions};
+use vrust::backend::cpu::{CpuBackend, CpuOptions, isa};
 use vrust::backend::{Backend, ComputeType, SeqInput, StepInput, StepLimits};
 use vrust::config::{CpuIsa, EngineOptions, LoadFormat, Quantization};
 use vrust::engine::Engine;
@@ -85,7 +85,8 @@ fn steady_decoding_allocates_nothing_on_the_compute_path() {
     assert_eq!(allocations() - before, 1, "the counter counts");
 
     let folder = Folder::new();
-    for isa in [CpuIsa::Avx512Bf16, CpuIsa::Avx512, CpuIsa::Avx2, CpuIsa::Portable] {
+    emulate_amx();
+    for isa in isa::ALL {
         for quantization in [None, Some(Quantization::Int8), Some(Quantization::Int4)] {
             for threads in if quantization.is_none() { 1..=2 } else { 2..=2 } {
                 let options = CpuOptions {
@@ -103,6 +104,21 @@ fn steady_decoding_allocates_nothing_on_the_compute_path() {
         }
     }
     count_engine(&folder);
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "../amx/emulator.rs"]
+mod amx_emulator;
+
+/// Makes the path amx run on a machine that lacks it but could run the rest of the path.
+fn emulate_amx() {
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    if !isa::is_available(CpuIsa::Amx) && isa::is_available(CpuIsa::Avx512) {
+        println!("this machine has no AMX: the path amx runs emulated");
+        amx_emulator::install();
+        // SAFETY: the emulator is there, for all threads.
+        unsafe { isa::assume_amx() };
+    }
 }
 
 /// Counts `STEPS` steps of `STREAMS` sequences, through more than three spans of attention.

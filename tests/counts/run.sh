@@ -2,7 +2,7 @@
 # Instruction counts against committed ones: no noise, whatever else the machine does.
 # Usage: run.sh [update]
 #   Callgrind counts pieces of the scheduler, of sampling and of the AVX2 kernels (counts.rs);
-#   Valgrind hides AVX-512, whose inner loops are counted in the built library (loops.py).
+#   Valgrind hides AVX-512 and AMX, whose inner loops are counted in the built library (loops.py).
 #   A count may be 3 % above expected.txt's, an inner loop may have 5 % more instructions for each
 #   dot product. `update` writes expected.txt anew, for a change that is meant.
 set -euo pipefail
@@ -29,6 +29,9 @@ done
 # The widest inner loop of each kernel with products: the first that loops.py prints.
 python3 tests/counts/loops.py target/release/libvrust.so kernels::avx512 |
     awk '$1 ~ /linear|attend/ && !seen[$1]++ {print "loop", $0}' >>"$out/found.txt"
+# Those of AMX: tdp instructions, tile loads, and all else, prefetches too.
+python3 tests/counts/loops.py target/release/libvrust.so linear::amx_tiles |
+    awk '!seen[$1]++ {print "loop", $0}' >>"$out/found.txt"
 if [ "${1:-}" = update ]; then
     cp "$out/found.txt" tests/counts/expected.txt
     exit 0

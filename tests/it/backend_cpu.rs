@@ -14,6 +14,8 @@ use vrust::config::{CpuIsa, Quantization};
 use vrust::error::{ErrorKind, Result};
 use vrust::ids::{BlockId, TokenId};
 
+use crate::support::backends::{available_cpu_paths, cpu_paths};
+
 const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 24 };
 const HIDDEN: usize = 72;
 const INNER: usize = 100;
@@ -207,7 +209,7 @@ fn tokens(n: usize, seed: usize) -> Vec<u32> {
 
 #[test]
 fn logits_do_not_depend_on_chunks_batches_or_threads() {
-    for isa in isa::ALL.into_iter().filter(|isa| isa::is_available(*isa)) {
+    for isa in available_cpu_paths() {
         for compute in KINDS {
             let (long, short) = (tokens(563, 1), tokens(21, 2));
             let alone = Model::new(compute, isa, 1).step(&[(0, 0, &long)]);
@@ -231,7 +233,7 @@ fn logits_do_not_depend_on_chunks_batches_or_threads() {
 
 #[test]
 fn a_path_that_the_machine_lacks_is_unsupported() {
-    for isa in isa::ALL.into_iter().filter(|isa| !isa::is_available(*isa)) {
+    for isa in cpu_paths().into_iter().filter(|isa| !isa::is_available(*isa)) {
         let options = CpuOptions { isa: Some(isa), ..CpuOptions::new(ComputeType::F32) };
         let error = CpuBackend::new(options).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unsupported);

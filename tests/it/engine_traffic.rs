@@ -1,13 +1,13 @@
 //! The central promise: whatever the traffic, a request's tokens and logprobs are those of the
 //! same request run alone with the cache off, bit for bit.
 
-use vrust::backend::cpu::isa;
 use vrust::config::{EngineOptions, KvCacheDType, Quantization, SchedulingPolicy};
 use vrust::engine::Engine;
 use vrust::ids::RequestId;
 use vrust::request::{FinishReason, Request, TokenLogprobs};
 
 use crate::engine_support::{Consumer, Outcome, Random, greedy, options, ready, run_one};
+use crate::support::backends::available_cpu_paths;
 
 const VOCAB: u64 = 300;
 
@@ -43,7 +43,7 @@ fn on_every_path(first: u64, cases: u64) {
     const AUTO: KvCacheDType = KvCacheDType::Auto;
     const KV: KvCacheDType = KvCacheDType::Int8;
     let kinds = [(None, AUTO), INT8, INT4, (None, KV), (Some(Quantization::Int4), KV)];
-    for isa in isa::ALL.into_iter().filter(|isa| isa::is_available(*isa)) {
+    for isa in available_cpu_paths() {
         for (quantization, kv_cache_dtype) in kinds {
             check_traffic("qwen3-bf16", first..first + cases, &|options| {
                 (options.cpu_isa, options.quantization) = (Some(isa), quantization);

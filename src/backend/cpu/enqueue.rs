@@ -65,7 +65,7 @@ impl CpuBackend {
             let target = self.workspace.inputs.as_ptr().cast::<u8>();
             let ldx = match form {
                 InputForm::Int8 { group, .. } => quantized::row_bytes(packed.k_padded, group),
-                _ => width.next_multiple_of(32),
+                _ => form.row_len(width),
             };
             (args.x, args.ldx) = (target, ldx);
             let args = ConvertArgs { x, width, rows: index, out: target, ldo: args.ldx, form };
@@ -157,11 +157,10 @@ impl CpuBackend {
                 && let Some(convert) = next.convert
                 && convert.x == made.args.out.cast_const()
                 && convert.rows.is_null()
-                && convert.ldo == made.args.ldo
-                && !matches!(convert.form, InputForm::Int8 { .. })
+                && convert.fits_in_place()
                 && is_unread(convert.x, after)
             {
-                made.args.form = convert.form;
+                (made.args.form, made.args.ldo) = (convert.form, convert.ldo);
                 (next.convert, next.direct) = (None, Some(convert.form));
                 next.args.x = convert.x.cast();
             }

@@ -1,10 +1,14 @@
 //! Which instruction path this machine can run, asked of CPUID at run time.
 
+use super::amx;
 use crate::config::CpuIsa;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The paths, best first.
-pub const ALL: [CpuIsa; 4] = [CpuIsa::Avx512Bf16, CpuIsa::Avx512, CpuIsa::Avx2, CpuIsa::Portable];
+pub const ALL: [CpuIsa; 5] =
+    [CpuIsa::Amx, CpuIsa::Avx512Bf16, CpuIsa::Avx512, CpuIsa::Avx2, CpuIsa::Portable];
+
+pub use super::amx::assume as assume_amx;
 
 /// Whether this machine can run `isa`.
 pub fn is_available(isa: CpuIsa) -> bool {
@@ -16,6 +20,8 @@ pub fn is_available(isa: CpuIsa) -> bool {
         CpuIsa::Avx512 => has_avx512(),
         #[cfg(target_arch = "x86_64")]
         CpuIsa::Avx512Bf16 => has_avx512() && is_x86_feature_detected!("avx512bf16"),
+        #[cfg(target_arch = "x86_64")]
+        CpuIsa::Amx => has_avx512() && is_x86_feature_detected!("avx512vnni") && amx::is_usable(),
         #[cfg(not(target_arch = "x86_64"))]
         _ => false,
     }
@@ -24,6 +30,7 @@ pub fn is_available(isa: CpuIsa) -> bool {
 /// The path's name, as options and logs spell it.
 pub fn name(isa: CpuIsa) -> &'static str {
     match isa {
+        CpuIsa::Amx => "amx",
         CpuIsa::Avx512Bf16 => "avx512-bf16",
         CpuIsa::Avx512 => "avx512",
         CpuIsa::Avx2 => "avx2",
@@ -41,8 +48,14 @@ pub(crate) fn choose(wanted: Option<CpuIsa>) -> Result<CpuIsa> {
             Err(error.with("field", "cpu_isa").with("value", name(isa)))
         }
         None => {
-            let best =
-                |isa: &CpuIsa| is_available(*isa) && !(*isa == CpuIsa::Avx512Bf16 && dot_is_slow());
+            let best = |isa: &CpuIsa| {
+                is_available(*isa)
+                    && match isa {
+                        CpuIsa::Amx => amx::is_native(),
+                        CpuIsa::Avx512Bf16 => !dot_is_slow(),
+                        _ => true,
+                    }
+            };
             // The last one is always available.
             Ok(ALL.into_iter().find(best).unwrap_or(CpuIsa::Portable))
         }

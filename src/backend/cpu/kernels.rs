@@ -162,9 +162,54 @@ mod vnni {
     }
 }
 
+/// Linear layers by tiles; the rest is as on AVX-512, which multiplies f32 faster there than bf16.
+#[cfg(target_arch = "x86_64")]
+mod amx {
+    use super::linear::amx::{Bf16, run};
+    use super::linear::amx_int8::Bytes;
+    use super::*;
+
+    instantiate!(@kernels [
+        #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    ] {
+        linear_bf16(LinearArgs) = run::<Bf16>;
+        linear_int8(LinearArgs) = run::<Bytes<Int8>>;
+        linear_int4(LinearArgs) = run::<Bytes<Int4>>;
+    });
+
+    /// Few rows go through vectors, which have them done before the weights are there; the bits
+    /// are the same.
+    unsafe fn int8(a: &LinearArgs, units: Range<usize>) {
+        // SAFETY: the caller keeps the contract of `Kernel`.
+        unsafe { (if a.rows <= FEW { vnni::int8 } else { linear_int8 })(a, units) }
+    }
+
+    unsafe fn int4(a: &LinearArgs, units: Range<usize>) {
+        // SAFETY: the caller keeps the contract of `Kernel`.
+        unsafe { (if a.rows <= FEW { vnni::int4 } else { linear_int4 })(a, units) }
+    }
+
+    /// Rows up to which vectors multiply bytes faster than memory brings them.
+    const FEW: usize = 8;
+
+    const fn with(int8: Kernel<LinearArgs>, int4: Kernel<LinearArgs>) -> Kernels {
+        let [_, f32, f16, bf16_wide, ..] = avx512::KERNELS.linear;
+        let linear = [linear_bf16, f32, f16, bf16_wide, int8, int4];
+        Kernels { linear, bf16_inputs: true, ..avx512::KERNELS }
+    }
+
+    /// Tiles for everything.
+    pub(super) const PLAIN: Kernels = with(linear_int8, linear_int4);
+    pub(super) const KERNELS: Kernels = with(int8, int4);
+}
+
 /// The kernels of a path that `isa::choose` returned, with what else this machine has.
 pub(crate) fn of(isa: CpuIsa) -> Kernels {
     let kernels = plain(isa);
+    #[cfg(target_arch = "x86_64")]
+    if isa == CpuIsa::Amx {
+        return amx::KERNELS;
+    }
     #[cfg(target_arch = "x86_64")]
     if matches!(isa, CpuIsa::Avx512 | CpuIsa::Avx512Bf16) && is_x86_feature_detected!("avx512vnni")
     {
@@ -177,6 +222,8 @@ pub(crate) fn of(isa: CpuIsa) -> Kernels {
 /// The kernels of a path and nothing more.
 pub(crate) fn plain(isa: CpuIsa) -> Kernels {
     match isa {
+        #[cfg(target_arch = "x86_64")]
+        CpuIsa::Amx => amx::PLAIN,
         #[cfg(target_arch = "x86_64")]
         CpuIsa::Avx512Bf16 => avx512bf16::KERNELS,
         #[cfg(target_arch = "x86_64")]

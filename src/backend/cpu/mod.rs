@@ -25,6 +25,7 @@ use crate::error::Result;
 use crate::ids::BlockId;
 
 mod affinity;
+mod amx;
 mod attention;
 pub mod barrier;
 mod elementwise;

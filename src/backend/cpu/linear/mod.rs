@@ -14,6 +14,12 @@ use super::simd::Simd16;
 use crate::backend::Activation;
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx_int8;
+#[cfg(target_arch = "x86_64")]
+mod amx_tiles;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512bf16;
 pub(crate) mod quantized;
 pub(crate) mod tiles;
@@ -248,6 +254,16 @@ pub(crate) enum InputForm {
 }
 
 impl InputForm {
+    /// Elements from one row of `width` inputs to the next, unless they are quantized. An odd
+    /// number of cache lines: rows that are read together must not all fall on the same few places
+    /// of a cache.
+    pub(crate) fn row_len(self, width: usize) -> usize {
+        match self {
+            Self::Bf16 => (width.div_ceil(32) | 1) * 32,
+            _ => width.next_multiple_of(32),
+        }
+    }
+
     /// Bytes of what `ConvertArgs::ldo` counts.
     pub(crate) fn bytes(self) -> usize {
         match self {
@@ -288,6 +304,16 @@ pub(crate) struct ConvertArgs {
     pub(crate) ldo: usize,
     /// Form of the output.
     pub(crate) form: InputForm,
+}
+
+impl ConvertArgs {
+    /// Whether what makes the inputs may write them in the form at once, in their own place: no
+    /// scale is wanted, nothing is padded, and rows do not grow.
+    pub(crate) fn fits_in_place(&self) -> bool {
+        !matches!(self.form, InputForm::Int8 { .. })
+            && self.width.is_multiple_of(32)
+            && self.ldo * self.form.bytes() <= self.width * size_of::<f32>()
+    }
 }
 
 /// Gathers and rounds input rows.

@@ -4,6 +4,10 @@ use super::*;
 use crate::backend::{DType, Heads, KvGroup, LinearPart, LinearRole, RowSource, SeqInput};
 use crate::ids::TokenId;
 
+mod amx;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "../../../../tests/amx/emulator.rs"]
+mod amx_emulator;
 mod attention;
 mod blocks;
 mod gated;
@@ -31,8 +35,9 @@ impl Numbers {
     }
 }
 
-/// The machine's paths. The others are named, not silently left out.
+/// The machine's paths, AMX emulated if need be. The others are named, not silently left out.
 pub(super) fn paths() -> Vec<CpuIsa> {
+    amx::emulate();
     let (here, missing): (Vec<_>, Vec<_>) =
         isa::ALL.into_iter().partition(|isa| isa::is_available(*isa));
     for isa in missing {
