@@ -84,6 +84,19 @@ fn reference_cpu_and_cuda_choose_the_same_tokens() {
 /// contexts of several pieces: in bfloat16, against the reference in bfloat16.
 #[test]
 fn tensor_cores_agree_with_the_reference() {
+    let test = "cuda::goldens::tensor_cores_agree_with_the_reference";
+    check_tensor_cores(test, "80", "prefill_attention_64");
+}
+
+/// The same with the kernels for Hopper.
+#[test]
+fn tensor_cores_of_hopper_agree_with_the_reference() {
+    let test = "cuda::goldens::tensor_cores_of_hopper_agree_with_the_reference";
+    check_tensor_cores(test, "90", "prefill_attention_sm90_64");
+}
+
+/// On a device of that compute capability, whose prompts that kernel serves.
+fn check_tensor_cores(test: &str, capability: &str, prefill: &str) {
     let cases = [
         ("llama3", json!({"head_dim": 64, "intermediate_size": 2048})),
         ("qwen3", json!({"head_dim": 128, "num_attention_heads": 6, "num_key_value_heads": 1})),
@@ -91,8 +104,8 @@ fn tensor_cores_agree_with_the_reference() {
         ("llama2", json!({"head_dim": 256})),
     ];
     let report = Report::new();
-    let env = [("VRUST_EMU_REPORT", report.path())];
-    on_stand_in("cuda::goldens::tensor_cores_agree_with_the_reference", &env, || {
+    let env = [("VRUST_EMU_REPORT", report.path()), ("VRUST_EMU_CC", capability)];
+    on_stand_in(test, &env, || {
         for (case, fields) in &cases {
             let dir = TempDir::copy_of(&fixture(case));
             set_fields(&dir.join("config.json"), &json!({"max_position_embeddings": 512}));
@@ -131,7 +144,7 @@ fn tensor_cores_agree_with_the_reference() {
         return;
     }
     let used = report.launches();
-    for kernel in ["decode_attention", "attention_merge", "prefill_attention", "skinny_sum"] {
+    for kernel in ["decode_attention", "attention_merge", prefill, "skinny_sum"] {
         assert!(used.iter().any(|name| name.starts_with(kernel)), "{kernel}: {used:?}");
     }
 }
