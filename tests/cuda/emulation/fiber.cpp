@@ -102,8 +102,12 @@ bool run_warp(Block& b, unsigned warp, std::vector<unsigned>& order, Random* ran
 void report_deadlock(const Block& b) {
   std::fprintf(stderr, "emulation: deadlock in %s, block (%u,%u,%u):", b.kernel, b.index.x,
                b.index.y, b.index.z);
-  for (const Fiber& f : b.fibers) {
-    if (!f.done) std::fprintf(stderr, " %u:%s", f.warp * 32 + f.lane, f.why);
+  for (size_t first = 0, next; first < b.fibers.size(); first = next) {
+    const Fiber& f = b.fibers[first];
+    auto alike = [&](const Fiber& g) { return g.done == f.done && (f.done || g.why == f.why); };
+    for (next = first + 1; next < b.fibers.size() && alike(b.fibers[next]); next++) {
+    }
+    if (!f.done) std::fprintf(stderr, " %zu-%zu:%s", first, next - 1, f.why);
   }
   std::fprintf(stderr, "\n");
   std::abort();
