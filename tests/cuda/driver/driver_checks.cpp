@@ -376,7 +376,8 @@ int main(int argc, char** argv) {
       {"start", [] {}}, {"work is late", work_is_late}, {"graphs replay", graphs_replay},
       {"bad arguments", bad_arguments}, {"failures on demand", failures_on_demand},
       {"overruns are caught", overruns_are_caught}, {"products", products},
-      {"tensor maps", tensor_maps}, {"compile errors", compile_errors}, {"nothing leaks", nothing_leaks}};
+      {"tensor maps", tensor_maps}, {"compile errors", compile_errors},
+      {"nothing leaks", nothing_leaks}};
   int passed = 0, failed = 0;
   for (const auto& [name, run] : checks) {
     run();

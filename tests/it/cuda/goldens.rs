@@ -4,7 +4,7 @@
 use serde_json::json;
 use vrust::backend::cuda::{CudaBackend, CudaOptions};
 use vrust::backend::{Backend, ComputeType};
-use vrust::config::{BackendKind, LoadFormat};
+use vrust::config::{BackendKind, LoadFormat, ModelDType};
 use vrust::ids::TokenId;
 use vrust::model::LoadOptions;
 
@@ -65,7 +65,7 @@ fn reference_cpu_and_cuda_choose_the_same_tokens() {
         for case in CASES {
             let tokens = |change: &dyn Fn(&mut vrust::config::EngineOptions)| {
                 let mut options = options(case);
-                options.dtype = vrust::config::ModelDType::Float32;
+                options.dtype = ModelDType::Float32;
                 change(&mut options);
                 let engine = ready(options);
                 let requests = [&[5, 9, 14, 33, 71][..], &[3; 20], &[11, 2, 60]];
@@ -153,9 +153,17 @@ fn check_tensor_cores(test: &str, capability: &str, prefill: &str) {
 #[test]
 fn batched_is_alone() {
     on_stand_in("cuda::goldens::batched_is_alone", &[], || {
-        for case in ["llama3", "qwen3-bf16"] {
-            let mut options = on_cuda(options(case));
+        // With heads that the tensor cores' kernels exist for: pieces of rows must not show.
+        let wide = TempDir::copy_of(&fixture("llama3"));
+        set_fields(&wide.join("config.json"), &json!({"head_dim": 64}));
+        for case in ["llama3", "qwen3-bf16", "wide"] {
+            let mut options = on_cuda(options(if case == "wide" { "llama3" } else { case }));
             options.batch_invariant = true;
+            if case == "wide" {
+                options.model = wide.path().to_owned();
+                options.load_format = LoadFormat::Dummy;
+                options.dtype = ModelDType::BFloat16;
+            }
             let engine = ready(options);
             let requests = || {
                 let prompts = [&[5, 9, 14][..], &[3; 40], &[11], &[7, 8, 9, 10, 11, 12, 13]];
