@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+#[cfg(feature = "prebuilt-kernels")]
+mod build_kernels;
+
 fn main() {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     match variable("CARGO_CFG_TARGET_OS").as_str() {
@@ -17,6 +20,8 @@ fn main() {
     println!("cargo::rustc-env=VRUST_PROFILE={}", variable("PROFILE"));
     let revision = git_revision().map_or("null".to_owned(), |r| format!("\"{r}\""));
     println!("cargo::rustc-env=VRUST_GIT_REVISION={revision}");
+    #[cfg(feature = "prebuilt-kernels")]
+    build_kernels::build();
     println!("cargo::rerun-if-env-changed=VRUST_GIT_REVISION");
     println!("cargo::rerun-if-changed=build.rs");
 }

@@ -30,12 +30,13 @@ struct Decode {
     query_rows = shared + kWarps * 2 * kStage;
   }
 
-  // Begins the copy of a tile's keys and values.
-  __device__ __forceinline__ void fetch(const u32* table, u32 kv_head, u32 start, u32 end,
-                                        u32 stage) {
-    // Each lane of the first 16 finds the place of one position; past the end there is none.
+  // Begins the copy of a tile's keys and values. Positions before `begin` and from `end` on are
+  // zeros: their blocks may hold anything.
+  __device__ __forceinline__ void fetch(const u32* table, u32 kv_head, u32 start, u32 begin,
+                                        u32 end, u32 stage) {
+    // Each lane of the first 16 finds the place of one position, where it is wanted.
     const u32 position = start + lane % TILE;
-    const bool here = position < end;
+    const bool here = position >= begin && position < end;
     const u32 block = here ? table[position / a.block_size] : 0;
     const u32 offset = here ? position % a.block_size : 0;
     bf16* keys = ring + stage * kStage;
@@ -49,7 +50,7 @@ struct Decode {
       if (kPieces % 32 != 0 && piece >= kPieces) continue;
       const bf16* from = a.kv + from_block * a.block_stride + a.k_offset +
                          (static_cast<u64>(kv_head) * a.block_size + from_offset) * D + column;
-      const u32 bytes = start + row < end ? 16 : 0;
+      const u32 bytes = start + row >= begin && start + row < end ? 16 : 0;
       ptx::copy_async_16(keys + row * kPitch + column, from, bytes);
       ptx::copy_async_16(values + row * kPitch + column, from + (a.v_offset - a.k_offset), bytes);
     }
@@ -72,12 +73,12 @@ struct Decode {
                                          const u32* table, u32 kv_head, u32 begin, u32 end) {
     run.clear();
     const u32 base = begin / TILE * TILE, tiles = (end - base + TILE - 1) / TILE;
-    if (warp < tiles) fetch(table, kv_head, base + warp * TILE, end, 0);
+    if (warp < tiles) fetch(table, kv_head, base + warp * TILE, begin, end, 0);
     u32 stage = 0;
     for (u32 tile = warp; tile < tiles; tile += kWarps, stage ^= 1) {
       const u32 start = base + tile * TILE;
       if (tile + kWarps < tiles) {
-        fetch(table, kv_head, start + kWarps * TILE, end, stage ^ 1);
+        fetch(table, kv_head, start + kWarps * TILE, begin, end, stage ^ 1);
         ptx::copy_async_wait<1>();
       } else {
         ptx::copy_async_wait<0>();

@@ -54,17 +54,19 @@ struct Prefill {
     if (kInRegisters) __syncthreads();
   }
 
-  __device__ __forceinline__ void fetch(u32 start, u32 end, u32 stage) {
+  // Positions before `begin` and from `end` on are zeros: their blocks may hold anything.
+  __device__ __forceinline__ void fetch(u32 start, u32 begin, u32 end, u32 stage) {
     const u32* table = a.block_table + seq.block_table_start;
     const u64 kv_head = head / (a.heads / a.kv_heads);
     bf16* keys = shared + stage * kStage;
     bf16* values = keys + kTile * kPitch;
 #pragma unroll 2
     for (u32 i = threadIdx.x; i < kTile * D / 8; i += kWarps * 32) {
-      const u32 row = i / (D / 8), column = i % (D / 8) * 8, at = min(start + row, end - 1);
-      const bf16* from = a.kv + table[at / a.block_size] * a.block_stride + a.k_offset +
+      const u32 row = i / (D / 8), column = i % (D / 8) * 8, at = start + row;
+      const u32 bytes = at >= begin && at < end ? 16 : 0;
+      const u32 block = table[min(at, end - 1) / a.block_size];
+      const bf16* from = a.kv + block * a.block_stride + a.k_offset +
                          (kv_head * a.block_size + at % a.block_size) * D + column;
-      const u32 bytes = start + row < end ? 16 : 0;
       ptx::copy_async_16(keys + row * kPitch + column, from, bytes);
       ptx::copy_async_16(values + row * kPitch + column, from + (a.v_offset - a.k_offset), bytes);
     }
@@ -85,27 +87,6 @@ struct Prefill {
     }
   }
 
-  __device__ __forceinline__ void finish(Running<D>& run) {
-#pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-      float sum = row_sum(run.sum[r]), scale = 1.0f;
-      if (a.sinks != nullptr) {
-        const float sink = a.sinks[head] * LOG2E, top = fmaxf(run.highest[r], sink);
-        scale = ptx::exp2_fast(run.highest[r] - top);
-        sum = sum * scale + ptx::exp2_fast(sink - top);
-      }
-      scale /= sum;
-      const u32 row = warp * 16 + lane / 4 + r * 8;
-      if (row >= rows) continue;
-      O* to = a.out + (static_cast<u64>(work.row + row) * a.heads + head) * D + lane % 4 * 2;
-#pragma unroll
-      for (u32 i = 0; i < D / 8; i++) {
-        store(to + i * 8, run.mixed[i][2 * r] * scale);
-        store(to + i * 8 + 1, run.mixed[i][2 * r + 1] * scale);
-      }
-    }
-  }
-
   __device__ __forceinline__ void run() {
     Fragments queries;
     load_queries(queries);
@@ -114,10 +95,10 @@ struct Prefill {
     Running<D> running;
     running.clear();
     u32 start = begin / kTile * kTile, stage = 0;
-    fetch(start, end, 0);
+    fetch(start, begin, end, 0);
     for (; start < end; start += kTile, stage ^= 1) {
       if (start + kTile < end) {
-        fetch(start + kTile, end, stage ^ 1);
+        fetch(start + kTile, begin, end, stage ^ 1);
         ptx::copy_async_wait<1>();
       } else {
         ptx::copy_async_wait<0>();
@@ -132,7 +113,7 @@ struct Prefill {
       // The stage is written again by the next fetch.
       __syncthreads();
     }
-    finish(running);
+    running.write(a, head, work.row + warp * 16 + lane / 4, work.row + rows);
   }
 };
 

@@ -14,6 +14,14 @@ __device__ __forceinline__ float widen(f16 x) { return ptx::to_f32(x); }
 __device__ __forceinline__ void store(float* p, float x) { *p = x; }
 __device__ __forceinline__ void store(bf16* p, float x) { *p = ptx::to_bf16(x); }
 
+// Two at once, to addresses aligned for that.
+__device__ __forceinline__ void store2(float* p, float x, float y) {
+  *reinterpret_cast<float2*>(p) = make_float2(x, y);
+}
+__device__ __forceinline__ void store2(bf16* p, float x, float y) {
+  *reinterpret_cast<u32*>(p) = ptx::pack_bf16(x, y);
+}
+
 // Four at once, from and to addresses aligned for that.
 __device__ __forceinline__ float4 load4(const float* p) {
   return *reinterpret_cast<const float4*>(p);

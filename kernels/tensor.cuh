@@ -19,10 +19,14 @@ __device__ __forceinline__ float row_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// A score, scaled and capped, as a power of two.
+// A score, scaled and capped, as a power of two. tanh(x) is 1 - 2 / (e^2x + 1): off by some units
+// of 2^-24 of the cap, and short, where tanhf would be most of a kernel.
 __device__ __forceinline__ float shaped(float score, float scale, float softcap) {
   score *= scale;
-  if (softcap != 0.0f) score = softcap * tanhf(score / softcap);
+  if (softcap != 0.0f) {
+    const float power = ptx::exp2_fast(score * (2 * LOG2E / softcap));
+    score = softcap - __fdividef(2 * softcap, power + 1.0f);
+  }
   return score * LOG2E;
 }
 
@@ -47,6 +51,14 @@ struct Running {
   // Takes in N tiles of 8 scores (powers of two, -infinity where masked), which become weights.
   template <int N>
   __device__ __forceinline__ void weigh(float (&scores)[N][4]) {
+    float shrink[2];
+    take(scores, shrink);
+    scale(shrink);
+  }
+
+  // The same but for the values mixed so far, which are to be scaled by `shrink`.
+  template <int N>
+  __device__ __forceinline__ void take(float (&scores)[N][4], float (&shrink)[2]) {
 #pragma unroll
     for (u32 r = 0; r < 2; r++) {
       float top = highest[r];
@@ -55,7 +67,7 @@ struct Running {
       top = row_max(top);
       // A row that has seen nothing stays as it is.
       const float base = top == -infinity() ? 0.0f : top;
-      const float shrink = ptx::exp2_fast(highest[r] - base);
+      shrink[r] = ptx::exp2_fast(highest[r] - base);
       highest[r] = top;
       float added = 0.0f;
 #pragma unroll
@@ -67,11 +79,35 @@ struct Running {
           added += weight;
         }
       }
-      sum[r] = sum[r] * shrink + added;
+      sum[r] = sum[r] * shrink[r] + added;
+    }
+  }
+
+  __device__ __forceinline__ void scale(const float (&shrink)[2]) {
+#pragma unroll
+    for (u32 i = 0; i < D / 8; i++) {
+#pragma unroll
+      for (u32 j = 0; j < 4; j++) mixed[i][j] *= shrink[j / 2];
+    }
+  }
+
+  // Writes the results of rows `row` and `row + 8` that come before `end`.
+  template <class O>
+  __device__ __forceinline__ void write(const Attention<bf16, O>& a, u32 head, u32 row, u32 end) {
+#pragma unroll
+    for (u32 r = 0; r < 2; r++, row += 8) {
+      float total = row_sum(sum[r]), share = 1.0f;
+      if (a.sinks != nullptr) {
+        const float sink = a.sinks[head] * LOG2E, top = fmaxf(highest[r], sink);
+        share = ptx::exp2_fast(highest[r] - top);
+        total = total * share + ptx::exp2_fast(sink - top);
+      }
+      share /= total;
+      if (row >= end) continue;
+      O* to = a.out + (static_cast<u64>(row) * a.heads + head) * D + threadIdx.x % 4 * 2;
 #pragma unroll
       for (u32 i = 0; i < D / 8; i++) {
-        mixed[i][2 * r] *= shrink;
-        mixed[i][2 * r + 1] *= shrink;
+        store2(to + i * 8, mixed[i][2 * r] * share, mixed[i][2 * r + 1] * share);
       }
     }
   }
@@ -153,6 +189,23 @@ __device__ __forceinline__ void score(float (&scores)[N][4],
       ptx::mma_16x8x16(scores[2 * n + 1], a, b + 2);
     }
   }
+}
+
+// Where a byte of a matrix lies whose rows of R bytes are swizzled as wide as they are: among the
+// pieces of 16 bytes of its row by a bit or more of its place in the pattern. Copies in boxes and
+// `wgmma` do the same by themselves.
+template <u32 R>
+__device__ __forceinline__ u32 swizzled(u32 at) {
+  return at ^ (at / 128 % (R / 16) * 16);
+}
+
+// Describes such a matrix in shared memory to `wgmma`, from `start` on: eight rows after eight,
+// and, where rows are k, further columns `next` bytes on.
+template <u32 R>
+__device__ __forceinline__ u64 matrix(const void* start, u32 next) {
+  const u64 address = (ptx::shared_address(start) & 0x3ffff) / 16;
+  const u64 mode = R == 128 ? 1 : R == 64 ? 2 : 3;
+  return address | static_cast<u64>(next / 16) << 16 | static_cast<u64>(R / 2) << 32 | mode << 62;
 }
 
 #endif

@@ -17,6 +17,11 @@ struct f16 {
   u16 bits;
 };
 
+// A tensor in global memory as the driver describes it for copies in boxes: cuTensorMapEncodeTiled.
+struct alignas(128) TensorMap {
+  u64 words[16];
+};
+
 // No slot, no sequence, no place: rows of padding.
 #define NONE 0xffffffffu
 

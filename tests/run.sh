@@ -38,6 +38,7 @@ began=$SECONDS
 if [ "$mode" = long ]; then
     stage "long property runs" cargo test --release --test it -- --ignored --nocapture
     stage "build" make build
+    stage "kernels in the library" tests/cuda/prebuilt.sh
     stage "c tests under valgrind" tests/c/run.sh valgrind-all
     stage "stress, 1000 requests" tests/c/run.sh stress
 else

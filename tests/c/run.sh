@@ -95,6 +95,15 @@ all() {
     stand_in=$(tests/cuda/build.sh)
     run gcc-c99 env VRUST_CUDA_LIB_DIR="$stand_in" LD_LIBRARY_PATH="$lib:$stand_in" \
         XDG_CACHE_HOME="$PWD/$out/cache"
+    # With heads of 64 in bfloat16, for the tensor cores of a device of compute capability 9.0.
+    local wide=$out/wide report=$out/launches.json
+    rm -rf "$wide" "$report"
+    cp -rL tests/golden/llama3 "$wide"
+    sed -i 's/"head_dim": [0-9]*/"head_dim": 64/' "$wide/config.json"
+    selected=(cuda)
+    run gcc-c99 env VRUST_CUDA_LIB_DIR="$stand_in" LD_LIBRARY_PATH="$lib:$stand_in" \
+        XDG_CACHE_HOME="$PWD/$out/cache" VRUST_TEST_WIDE_MODEL="$wide" VRUST_EMU_REPORT="$report"
+    grep -q prefill_attention_sm90_64 "$report" || { echo "no kernel for Hopper ran" && exit 1; }
     if [ -f examples/demo-model/config.json ] && [ -z "${VRUST_TEST_MODEL:-}" ]; then
         model=examples/demo-model
         selected=(generate lifecycle tokenizer chat_parser)

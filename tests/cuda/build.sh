@@ -77,7 +77,7 @@ link() {
 }
 object() { echo "$out/obj/$1.o"; }
 link "$out/lib/libcuda.so.1" -shared -Wl,-soname,libcuda.so.1 "${kernel_objects[@]}" \
-    "$(object emulation_fiber)" "$out"/obj/standin_driver*.o
+    "$out"/obj/emulation_*.o "$out"/obj/standin_driver*.o
 link "$out/lib/libcublasLt.so.13" -shared -Wl,-soname,libcublasLt.so.13 \
     "$(object standin_cublaslt)" -L"$out/lib" -l:libcuda.so.1 -Wl,-rpath,'$ORIGIN'
 link "$out/lib/libnvrtc.so.13" -shared -Wl,-soname,libnvrtc.so.13 "$(object standin_nvrtc)"

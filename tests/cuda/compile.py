@@ -138,7 +138,8 @@ class Compiler:
         if cubin is None:
             done["problems"].append(f"{path} for {arch} does not compile:\n{log}")
             return done
-        if "warning" in log:
+        # ptxas says so where it cannot keep products of a warpgroup under way.
+        if "warning" in log or "serialized" in log:
             done["problems"].append(f"{path} for {arch}: {log}")
         with open(stem + ".cubin", "wb") as f:
             f.write(cubin)

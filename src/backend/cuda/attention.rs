@@ -1,7 +1,11 @@
 //! Launches of what reads and writes the KV cache.
 
+use super::boxes::layer_boxes;
 use super::driver::{DevicePtr, Grid};
-use super::kernels::{decode_block, decode_shared, prefill_block, prefill_shared};
+use super::kernels::{
+    PREFILL_SM90_BLOCK, decode_block, decode_shared, prefill_block, prefill_shared,
+    prefill_sm90_shared,
+};
 use super::launch::{Launcher, params};
 use super::work::{head_dim_index, head_groups, piece_blocks};
 use crate::backend::{ActId, Attention, ComputeType, RopeWrite, VectorId};
@@ -133,7 +137,8 @@ impl Launcher<'_> {
             softcap: 0.0,
         };
         if bf16_cache && let Some(window) = self.backend.work.index(spec) {
-            return self.on_tensor_cores(window, spec, args, bf16);
+            self.prefill(layer, spec, args, bf16)?;
+            return self.decode(window, spec, args, bf16);
         }
         let shared = 16 * (heads.head_dim as u32 + 2);
         let grid = Grid { shared, ..Grid::new(heads.num_heads, self.layout.rows, 128) };
@@ -142,8 +147,40 @@ impl Launcher<'_> {
         unsafe { self.backend.stream.launch(kernel, grid, params![args]) }
     }
 
-    /// By the lists of work that the step has for this window.
-    fn on_tensor_cores(
+    /// The rows of prompts, by the step's tiles.
+    fn prefill(
+        &self,
+        layer: usize,
+        spec: &Attention,
+        args: AttentionArgs,
+        bf16: bool,
+    ) -> Result<()> {
+        let (stream, heads) = (&self.backend.stream, spec.heads);
+        let tensor = self.backend.kernels.tensor.as_ref().expect("bfloat16 has these kernels");
+        let at = head_dim_index(heads.head_dim).expect("only such heads are planned");
+        let tiles = self.backend.work.tiles.len();
+        if tiles == 0 {
+            return Ok(());
+        }
+        let args = AttentionArgs { work: self.word(self.layout.tiles()), ..args };
+        if let Some(kernels) = &tensor.prefill_attention_sm90 {
+            let map = layer_boxes(self.backend.kv_pool(), layer, heads)?;
+            let shared = prefill_sm90_shared(heads.head_dim);
+            let grid = Grid { shared, ..Grid::new(tiles, heads.num_heads, PREFILL_SM90_BLOCK) };
+            // SAFETY: as below; the map is of the layer's part of the pool.
+            return unsafe { stream.launch(kernels[at].of(bf16), grid, params![args, map]) };
+        }
+        let shared = prefill_shared(heads.head_dim);
+        let block = prefill_block(heads.head_dim);
+        let grid = Grid { shared, ..Grid::new(tiles, heads.num_heads, block) };
+        let kernel = tensor.prefill_attention[at].of(bf16);
+        // SAFETY: activations have the layout's rows; tiles name the step's sequences and rows,
+        // block tables blocks of the pool.
+        unsafe { stream.launch(kernel, grid, params![args]) }
+    }
+
+    /// Single rows, by the lists that the step has for this window.
+    fn decode(
         &self,
         window: usize,
         spec: &Attention,
@@ -154,17 +191,6 @@ impl Launcher<'_> {
         let tensor = self.backend.kernels.tensor.as_ref().expect("bfloat16 has these kernels");
         let at = head_dim_index(heads.head_dim).expect("only such heads are planned");
         let lists = &self.backend.work;
-        let tiles = lists.tiles.len();
-        if tiles > 0 {
-            let args = AttentionArgs { work: self.word(self.layout.tiles()), ..args };
-            let shared = prefill_shared(heads.head_dim);
-            let block = prefill_block(heads.head_dim);
-            let grid = Grid { shared, ..Grid::new(tiles, heads.num_heads, block) };
-            let kernel = tensor.prefill_attention[at].of(bf16);
-            // SAFETY: activations have the layout's rows; tiles name the step's sequences and rows,
-            // block tables blocks of the pool.
-            unsafe { stream.launch(kernel, grid, params![args])? };
-        }
         // A graph serves steps whose lists are of other lengths.
         let is_decode = self.backend.step.is_decode;
         if !is_decode && lists.windows()[window].pieces.is_empty() {

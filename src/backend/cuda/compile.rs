@@ -272,7 +272,7 @@ mod tests {
             let name = arch.to_owned();
             let device = Device { handle: 0, name, capability, driver: 13_000, multiprocessors: 1 };
             assert_eq!(device.architecture(), arch);
-            let cubins = compile(kernels::PROGRAMS, kernels::HEADERS, &device).unwrap();
+            let cubins = compile(&kernels::programs(&device), kernels::HEADERS, &device).unwrap();
             assert!(cubins.iter().all(|cubin| cubin.starts_with(b"\x7fELF")));
         }
     }

@@ -4,6 +4,7 @@ use std::ffi::CString;
 
 use super::compile::compile;
 use super::driver::{Function, Module};
+use super::prebuilt;
 use super::probe::Device;
 use super::work::{HEAD_DIMS, tile_rows};
 use crate::backend::{ComputeType, DType};
@@ -22,7 +23,7 @@ macro_rules! sources {
     };
 }
 
-/// Each becomes a cubin.
+/// Each becomes a cubin, but for `HOPPER` on other devices.
 pub(super) const PROGRAMS: &[Source] = sources![
     "attention.cu",
     "blocks.cu",
@@ -31,11 +32,14 @@ pub(super) const PROGRAMS: &[Source] = sources![
     "gemm.cu",
     "norm.cu",
     "prefill.cu",
+    "prefill_sm90.cu",
     "rope.cu",
     "sample.cu",
     "sampling.cu",
     "skinny.cu",
 ];
+/// For devices of compute capability 9.0 alone.
+const HOPPER: &str = "prefill_sm90.cu";
 /// What programs include.
 pub(super) const HEADERS: &[Source] =
     sources!["args.cuh", "ptx.cuh", "reduce.cuh", "tensor.cuh", "types.cuh"];
@@ -70,6 +74,8 @@ pub(super) struct Tensor {
     pub(super) decode_attention: [ByOutput; HEAD_DIMS.len()],
     /// By place in `HEAD_DIMS`.
     pub(super) prefill_attention: [ByOutput; HEAD_DIMS.len()],
+    /// The same for Hopper, where the device is one.
+    pub(super) prefill_attention_sm90: Option<[ByOutput; HEAD_DIMS.len()]>,
     pub(super) attention_merge: ByOutput,
     /// Products of at most 8 and at most 16 rows.
     pub(super) skinny_gemm: [Function; 2],
@@ -99,13 +105,19 @@ pub(super) struct Kernels {
     _modules: Modules,
 }
 
-/// The cubins, loaded; in the order of `PROGRAMS`.
-struct Modules(Vec<Module>);
+/// The programs that a device runs.
+pub(super) fn programs(device: &Device) -> Vec<Source> {
+    let runs = |source: &&Source| source.name != HOPPER || device.is_hopper();
+    PROGRAMS.iter().filter(runs).copied().collect()
+}
+
+/// The cubins, loaded, by program.
+struct Modules(Vec<(&'static str, Module)>);
 
 impl Modules {
     fn find(&self, program: &str, name: &str) -> Result<Function> {
-        let at = PROGRAMS.iter().position(|source| source.name == program);
-        let module = at.and_then(|at| self.0.get(at)).ok_or_else(|| unknown(program))?;
+        let module = self.0.iter().find(|(name, _)| *name == program);
+        let (_, module) = module.ok_or_else(|| unknown(program))?;
         module.function(&CString::new(name).map_err(|_| unknown(name))?)
     }
 
@@ -139,12 +151,20 @@ impl Modules {
 impl Kernels {
     /// Compiles and loads what `compute` needs.
     pub(super) fn load(device: &Device, compute: ComputeType) -> Result<Self> {
-        let cubins = compile(PROGRAMS, HEADERS, device)?;
-        let loaded = cubins.iter().map(|cubin| Module::load(cubin)).collect::<Result<_>>()?;
-        let modules = Modules(loaded);
+        let programs = programs(device);
+        let load = |(program, cubin): (&Source, &[u8])| Ok((program.name, Module::load(cubin)?));
+        let loaded: Result<_> = match prebuilt::cubins(&programs, &device.architecture()) {
+            Some(cubins) => programs.iter().zip(cubins).map(load).collect(),
+            None => {
+                let cubins = compile(&programs, HEADERS, device)?;
+                let cubins = cubins.iter().map(Vec::as_slice);
+                programs.iter().zip(cubins).map(load).collect()
+            }
+        };
+        let modules = Modules(loaded?);
         let (cache, tensor) = match compute {
             ComputeType::F32 => ("f32", None),
-            ComputeType::Bf16 => ("bf16", Some(Tensor::find(&modules)?)),
+            ComputeType::Bf16 => ("bf16", Some(Tensor::find(&modules, device)?)),
         };
         // There is no attention over an f32 cache for bf16 layers: that combination does not occur.
         let paged_attention = match compute {
@@ -175,7 +195,8 @@ impl Kernels {
 }
 
 impl Tensor {
-    fn find(modules: &Modules) -> Result<Self> {
+    fn find(modules: &Modules, device: &Device) -> Result<Self> {
+        let hopper = || modules.by_head_dim(HOPPER, "prefill_attention_sm90", prefill_sm90_shared);
         let skinny = |rows| modules.find("skinny.cu", &format!("skinny_gemm_{rows}"));
         Ok(Self {
             decode_attention: modules.by_head_dim(
@@ -188,6 +209,7 @@ impl Tensor {
                 "prefill_attention",
                 prefill_shared,
             )?,
+            prefill_attention_sm90: device.is_hopper().then(hopper).transpose()?,
             attention_merge: modules.by_output("decode.cu", "attention_merge")?,
             skinny_gemm: [skinny(8)?, skinny(16)?],
             skinny_sum: modules.find("skinny.cu", "skinny_sum")?,
@@ -213,6 +235,20 @@ pub(super) fn prefill_block(head_dim: usize) -> u32 {
 /// Bytes of shared memory of `prefill_attention_D`.
 pub(super) fn prefill_shared(head_dim: usize) -> u32 {
     (if head_dim < 192 { 256 } else { 192 }) * (head_dim as u32 + 8) * 2
+}
+
+/// Threads of a block of `prefill_attention_sm90_D`.
+pub(super) const PREFILL_SM90_BLOCK: u32 = 384;
+
+/// Bytes of shared memory of `prefill_attention_sm90_D`: queries, two stages of keys and values,
+/// barriers.
+pub(super) fn prefill_sm90_shared(head_dim: usize) -> u32 {
+    2 * (128 + 4 * positions_of_tile(head_dim)) * head_dim as u32 + 64
+}
+
+/// Positions of a tile of `prefill_attention_sm90_D`.
+pub(super) fn positions_of_tile(head_dim: usize) -> u32 {
+    if head_dim <= 128 { 128 } else { 64 }
 }
 
 fn unknown(name: &str) -> Error {

@@ -13,6 +13,7 @@
 //! `allocate`. The primary context is shared with the host and never reset.
 
 mod attention;
+mod boxes;
 mod compile;
 mod driver;
 mod gemm;
@@ -24,6 +25,7 @@ mod library;
 mod linear;
 mod memory;
 mod op;
+mod prebuilt;
 mod probe;
 mod product;
 mod room;
@@ -205,6 +207,7 @@ impl CudaBackend {
                 Some(Gemm::new(workspace)?)
             }
         };
+        let work = WorkLists::new(device.is_hopper());
         Ok(Self {
             graphs: Graphs::default(),
             gemm,
@@ -225,7 +228,7 @@ impl CudaBackend {
             kv: None,
             limits: None,
             step: Step::default(),
-            work: WorkLists::default(),
+            work,
             counters: BackendCounters::default(),
         })
     }

@@ -48,6 +48,7 @@ const FUNCTIONS: &[&[u8]] = &[
     b"cuModuleGetFunction\0",
     b"cuFuncSetAttribute\0",
     b"cuLaunchKernel\0",
+    b"cuTensorMapEncodeTiled\0",
     b"cuGraphInstantiateWithFlags\0",
     b"cuGraphDestroy\0",
     b"cuGraphExecDestroy\0",
@@ -69,6 +70,11 @@ pub(super) struct Device {
 }
 
 impl Device {
+    /// Whether it runs kernels for sm_90a.
+    pub(super) fn is_hopper(&self) -> bool {
+        self.capability == (9, 0)
+    }
+
     /// What NVRTC calls the device's instructions. Families of 9 and 10 have instructions that
     /// only their exact members have, which are asked for by an `a`.
     pub(super) fn architecture(&self) -> String {

@@ -13,6 +13,8 @@ pub(super) const WORK_WORDS: usize = 8;
 pub(super) const MAX_WINDOWS: usize = 2;
 /// Head sizes that the kernels exist for.
 pub(super) const HEAD_DIMS: [usize; 6] = [64, 80, 96, 128, 192, 256];
+/// Rows of a tile of the kernels for Hopper, whatever the head size.
+const HOPPER_ROWS: usize = 128;
 /// Pieces for each multiprocessor.
 const PIECES: usize = 3;
 /// Shortest piece, in positions; lengths are multiples of `STEP`.
@@ -43,6 +45,8 @@ impl Room {
 /// The lists of a step.
 #[derive(Default)]
 pub(super) struct WorkLists {
+    /// Tiles are for the kernels of Hopper.
+    is_hopper: bool,
     windows: [WindowLists; MAX_WINDOWS],
     num_windows: usize,
     /// Tiles of prompts.
@@ -64,7 +68,7 @@ pub(super) fn head_dim_index(head_dim: usize) -> Option<usize> {
     HEAD_DIMS.iter().position(|&known| known == head_dim)
 }
 
-/// Rows of a tile.
+/// Rows of a tile of the kernels that run on any device.
 pub(super) fn tile_rows(head_dim: usize) -> usize {
     if head_dim <= 128 { 128 } else { 64 }
 }
@@ -86,6 +90,15 @@ pub(super) fn piece_blocks(spec: &Attention, layout: &Layout, multiprocessors: u
 }
 
 impl WorkLists {
+    pub(super) fn new(is_hopper: bool) -> Self {
+        Self { is_hopper, ..Self::default() }
+    }
+
+    /// Rows of a tile.
+    fn tile_rows_of(&self, head_dim: usize) -> usize {
+        if self.is_hopper { HOPPER_ROWS } else { tile_rows(head_dim) }
+    }
+
     /// Plans the attention layers of `ops`. Layers that find no lists run on the simple kernel.
     pub(super) fn plan(&mut self, ops: &[Op], seqs: &[SeqInput], multiprocessors: usize) {
         self.num_windows = 0;
@@ -96,7 +109,7 @@ impl WorkLists {
                 continue;
             }
             if self.tile_rows == 0 {
-                self.tile_rows = tile_rows(spec.heads.head_dim);
+                self.tile_rows = self.tile_rows_of(spec.heads.head_dim);
                 self.plan_tiles(seqs);
             }
             if self.index(spec).is_none() && self.num_windows < MAX_WINDOWS {
@@ -110,7 +123,7 @@ impl WorkLists {
     /// Which lists serve this layer.
     pub(super) fn index(&self, spec: &Attention) -> Option<usize> {
         head_dim_index(spec.heads.head_dim)?;
-        if tile_rows(spec.heads.head_dim) != self.tile_rows {
+        if self.tile_rows_of(spec.heads.head_dim) != self.tile_rows {
             return None;
         }
         self.windows().iter().position(|lists| lists.window == spec.sliding_window)
@@ -237,6 +250,11 @@ mod tests {
         rows.sort_unstable();
         assert_eq!(rows, [(1, 1), (1, 65), (1, 129), (1, 193), (1, 257), (2, 301)]);
         assert!(lists.tiles.len() <= Room::new(303, 3, 4).tiles);
+        let mut lists = WorkLists::new(true);
+        lists.plan(&[attention(192, None), attention(64, Some(9))], &seqs, 4);
+        let mut rows: Vec<_> = lists.tiles.iter().map(|tile| (tile[0], tile[1])).collect();
+        rows.sort_unstable();
+        assert_eq!(rows, [(1, 1), (1, 129), (1, 257), (2, 301)], "Hopper's are of 128 rows");
         assert_eq!(lists.windows().len(), 2);
     }
 

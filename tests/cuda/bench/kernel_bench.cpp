@@ -182,8 +182,20 @@ void prefill(Bench& b) {
       b.launch("prefill_attention_128_bf16", {static_cast<u32>(work.size()), l.h.heads}, 256,
                256 * (128 + 8) * 2, args);
     });
-    b.print("prefill_attention", std::to_string(length), s, 0,
-            2.0 * length * length * l.h.heads * l.h.head_dim);
+    const double sums = 2.0 * length * length * l.h.heads * l.h.head_dim;
+    b.print("prefill_attention", std::to_string(length), s, 0, sums);
+    const std::string hopper = "prefill_attention_sm90_128_bf16";
+    if (!b.device.has(hopper)) continue;
+    const TensorMap map = b.device.boxes({l.pool.pointer(),
+                                          {l.h.head_dim, 2 * l.h.kv_heads * l.block_size,
+                                           l.blocks()},
+                                          {2 * l.h.head_dim, 2 * l.stride()}},
+                                         64, l.block_size);
+    s = b.seconds([&] {
+      b.launch(hopper, {static_cast<u32>(work.size()), l.h.heads}, 384,
+               2 * (128 + 4 * 128) * 128 + 64, args, map);
+    });
+    b.print("prefill_attention_sm90", std::to_string(length), s, 0, sums);
   }
 }
 

@@ -23,9 +23,30 @@ struct Scene {
     for (float& x : v) x = round_to_bf16(x);
     return v;
   }
+  // A cache with NaNs wherever no sequence has a position that it sees; blocks that are behind the
+  // window are the null block.
+  static Cache<bf16> with_garbage(Heads h, u32 block_size, const How& how, Batch& batch) {
+    Cache<bf16> cache(h, block_size, batch.num_blocks, h.heads + h.head_dim);
+    std::vector<bf16> known(cache.pool.size(), bf16{0xffff});
+    known.swap(cache.pool);
+    for (const Seq& seq : batch.seqs) {
+      u32 begin = how.window > 0 && seq.context_len >= how.window
+                      ? seq.context_len + 1 - how.window : 0;
+      u32* blocks = batch.table.data() + seq.block_table_start;
+      for (u32 p = begin; p < seq.context_len + seq.query_len; p++) {
+        u32 slot = blocks[p / block_size] * block_size + p % block_size;
+        for (u32 i = 0; i < 2 * h.kv_heads; i++) {
+          size_t at = cache.place(slot, i / 2, i % 2 != 0);
+          std::copy_n(&known[at], h.head_dim, &cache.pool[at]);
+        }
+      }
+      std::fill_n(blocks, std::min(begin / block_size, seq.num_blocks), 0);
+    }
+    return cache;
+  }
   Scene(Check& c, Heads h, u32 block_size, const How& how, const Batch& made)
       : batch(made),
-        cache(h, block_size, batch.num_blocks, h.heads + h.head_dim),
+        cache(with_garbage(h, block_size, how, batch)),
         // Queries are rounded on the way to the tensor cores; start from what is not changed by it.
         qkv(rounded(Random(h.head_dim).normals(size_t{batch.rows} * h.width(), 1.5f))),
         sinks(Random(9).normals(h.heads)),
@@ -123,6 +144,36 @@ void prefill(Check& c, Heads h, u32 block_size, const How& how,
   c.near(s.out, s.want, kAbsolute, 0x1p-7f);
 }
 
+// The same by the kernels for Hopper, which take the cache as a tensor.
+template <class O>
+void prefill_sm90(Check& c, Heads h, u32 block_size, const How& how,
+                  const std::vector<std::pair<u32, u32>>& lengths) {
+  const u32 d = h.head_dim, tile = d <= 128 ? 128 : 64, rows = 128;
+  std::string name = "prefill_attention_sm90_" + std::to_string(d) + suffix<O>();
+  if (!c.device.has(name)) return;
+  Batch batch(lengths, block_size, h.head_dim);
+  Scene<O> s(c, h, block_size, how, batch);
+  std::vector<Work> work;
+  for (u32 i = 0; i < batch.seqs.size(); i++) {
+    const Seq& seq = batch.seqs[i];
+    for (u32 r = 0; r < seq.query_len; r += rows) {
+      work.push_back({i, seq.query_start + r, 0, 0, kNone, {}});
+    }
+  }
+  c.shape(text(h, block_size, how) + " rows " + std::to_string(batch.rows));
+  const Cache<bf16>& cache = s.cache;
+  const Tensor layer{s.pool.pointer() + 2 * cache.k_offset(),
+                     {d, 2 * h.kv_heads * block_size, cache.num_blocks},
+                     {2 * d, 2 * cache.block_stride()}};
+  const u32 width = d % 64 == 0 ? 64 : d % 32 == 0 ? 32 : 16;
+  const TensorMap map = c.device.boxes(layer, width, std::min(tile, block_size & -block_size));
+  auto dwork = c.put(work);
+  const u32 shared = 2 * (rows + 4 * tile) * d + 64;
+  c.run(name, {static_cast<u32>(work.size()), h.heads}, 384, shared,
+        s.args(dwork.pointer(), 0, 0), map);
+  c.near(s.out, s.want, kAbsolute, 0x1p-7f);
+}
+
 const How kHows[] = {{}, {24, 0, false}, {0, 5, false}, {0, 0, true}, {50, 3, true}};
 
 }  // namespace
@@ -159,4 +210,22 @@ CHECK(prefill_variants) {
     prefill<float>(c, {2, 1, 64}, 8, how, {{0, 1}, {15, 17}, {0, 0}, {0, 131}, {64, 64}});
   }
   prefill<bf16>(c, {2, 2, 128}, 40, {}, {{100, 130}});
+}
+
+CHECK(prefill_sm90_head_sizes) {
+  for (u32 d : {64u, 80u, 96u, 128u, 192u, 256u}) {
+    prefill_sm90<bf16>(c, {2, 1, d}, 16, {}, {{0, 5}, {233, 140}});
+    prefill_sm90<float>(c, {1, 1, d}, 24, {20, 2, true}, {{270, 65}});
+  }
+}
+
+CHECK(prefill_sm90_variants) {
+  // Few rows after many positions, where each stage is used again and again.
+  for (const How& how : kHows) {
+    prefill_sm90<float>(c, {2, 1, 64}, 8, how, {{0, 1}, {15, 17}, {0, 0}, {0, 131}, {700, 64}});
+  }
+  for (u32 block_size : {16u, 40u, 64u, 256u}) {
+    prefill_sm90<bf16>(c, {4, 2, 64}, block_size, {300, 0, false}, {{600, 150}, {127, 1}});
+  }
+  prefill_sm90<bf16>(c, {2, 2, 128}, 32, {}, {{500, 130}});
 }

@@ -201,6 +201,18 @@ void Device::launch(const std::string& kernel, Grid grid, unsigned block, unsign
             nullptr), kernel);
 }
 
+TensorMap Device::boxes(const Tensor& t, unsigned x, unsigned y) const {
+  auto encode = symbol<int (*)(TensorMap*, int, unsigned, uint64_t, const uint64_t*,
+                               const uint64_t*, const unsigned*, const unsigned*, int, int, int,
+                               int)>("cuTensorMapEncodeTiled");
+  TensorMap map;
+  const unsigned box[3] = {x, y, 1}, steps[3] = {1, 1, 1};
+  const int swizzle = x == 64 ? 3 : x == 32 ? 2 : 1;
+  check(encode(&map, 9, 3, t.base, t.dims, t.strides, box, steps, 0, swizzle, 0, 0),
+        "cuTensorMapEncodeTiled");
+  return map;
+}
+
 void Device::synchronize() { check(symbol<int (*)()>("cuCtxSynchronize")(), "synchronize"); }
 
 void Device::start_timer() {

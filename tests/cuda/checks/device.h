@@ -12,6 +12,15 @@ struct Grid {
   unsigned x = 1, y = 1, z = 1;
 };
 
+// As the driver's CUtensorMap.
+struct alignas(128) TensorMap {
+  uint64_t words[16];
+};
+// Of bf16 in three dimensions: elements of each, bytes from one to the next of the last two.
+struct Tensor {
+  uint64_t base, dims[3], strides[2];
+};
+
 class Device {
  public:
   // Opens the libraries, and compiles every .cu of the folders for the device.
@@ -35,6 +44,8 @@ class Device {
   void launch(const std::string& kernel, Grid grid, unsigned block, unsigned shared,
               void** parameters);
   void synchronize();
+  // For copies of boxes, swizzled as wide as their rows.
+  TensorMap boxes(const Tensor& tensor, unsigned x, unsigned y) const;
   // Mean seconds of one call of `work`, over `repeats` of them.
   template <class F>
   double time(int repeats, F work) {

@@ -293,6 +293,40 @@ void products() {
   for (Pointer p : {dx, dw, dy}) release(p);
 }
 
+// What the driver refuses of a tensor map, one argument after the other.
+void tensor_maps() {
+  struct Wanted {
+    Pointer base;
+    uint64_t dims[3], strides[2];
+    unsigned box[3], steps[3];
+    int swizzle;
+  };
+  Pointer p = allocate(64 * 1024);
+  alignas(128) char map[128];
+  auto encode = [&](const Wanted& w, void* to, int type = 9) {
+    return call("cuTensorMapEncodeTiled", to, type, 3u, reinterpret_cast<void*>(w.base), w.dims,
+                w.strides, w.box, w.steps, 0, w.swizzle, 0, 0);
+  };
+  const Wanted good{p, {64, 32, 16}, {128, 4096}, {64, 8, 1}, {1, 1, 1}, 3};
+  WANT(encode(good, map) == 0);
+  WANT(encode(good, map + 16) == 1);   // the map is not aligned
+  WANT(encode(good, map, 99) == 1);    // no such element
+  auto refused = [&](const std::function<void(Wanted&)>& change) {
+    Wanted w = good;
+    change(w);
+    return encode(w, map) == 1;
+  };
+  WANT(refused([](Wanted& w) { w.base += 8; }));
+  WANT(refused([](Wanted& w) { w.dims[1] = 0; }));
+  WANT(refused([](Wanted& w) { w.strides[0] = 120; }));
+  WANT(refused([](Wanted& w) { w.box[1] = 257; }));
+  WANT(refused([](Wanted& w) { w.box[0] = 4; }));      // less than 16 bytes
+  WANT(refused([](Wanted& w) { w.swizzle = 2; }));     // narrower than the box
+  WANT(refused([](Wanted& w) { w.swizzle = 9; }));
+  WANT(refused([](Wanted& w) { w.dims[2] = 17; }));    // past the allocation
+  release(p);
+}
+
 void compile_errors() {
   void* program = nullptr;
   const char* options[] = {"--gpu-architecture=sm_90a", "nonsense"};
@@ -342,7 +376,8 @@ int main(int argc, char** argv) {
       {"start", [] {}}, {"work is late", work_is_late}, {"graphs replay", graphs_replay},
       {"bad arguments", bad_arguments}, {"failures on demand", failures_on_demand},
       {"overruns are caught", overruns_are_caught}, {"products", products},
-      {"compile errors", compile_errors}, {"nothing leaks", nothing_leaks}};
+      {"tensor maps", tensor_maps}, {"compile errors", compile_errors},
+      {"nothing leaks", nothing_leaks}};
   int passed = 0, failed = 0;
   for (const auto& [name, run] : checks) {
     run();

@@ -9,6 +9,8 @@
 #include <mutex>
 #include <thread>
 
+#include "hopper.h"
+
 namespace emu {
 namespace {
 
@@ -31,6 +33,7 @@ void entry() {
     if (!group.empty()) fail("a thread ends with asynchronous copies that it did not wait for");
   }
   if (!f->open.empty()) fail("a thread ends with asynchronous copies that it did not wait for");
+  if (b->hopper) b->hopper->check_thread();
   f->done = true;
   b->alive--;
   // Threads that ended count as arrived.
@@ -99,11 +102,24 @@ bool run_warp(Block& b, unsigned warp, std::vector<unsigned>& order, Random* ran
 void report_deadlock(const Block& b) {
   std::fprintf(stderr, "emulation: deadlock in %s, block (%u,%u,%u):", b.kernel, b.index.x,
                b.index.y, b.index.z);
-  for (const Fiber& f : b.fibers) {
-    if (!f.done) std::fprintf(stderr, " %u:%s", f.warp * 32 + f.lane, f.why);
+  for (size_t first = 0, next; first < b.fibers.size(); first = next) {
+    const Fiber& f = b.fibers[first];
+    auto alike = [&](const Fiber& g) { return g.done == f.done && (f.done || g.why == f.why); };
+    for (next = first + 1; next < b.fibers.size() && alike(b.fibers[next]); next++) {
+    }
+    if (!f.done) std::fprintf(stderr, " %zu-%zu:%s", first, next - 1, f.why);
   }
   std::fprintf(stderr, "\n");
   std::abort();
+}
+
+// Lets a copy of those under way arrive; says whether there was one. Without a seed the oldest, and
+// only when nobody can go on.
+bool end_a_copy(Block& b, Random* random) {
+  if (!b.hopper || b.hopper->copies.empty()) return false;
+  const unsigned count = static_cast<unsigned>(b.hopper->copies.size());
+  b.hopper->end_copy(random ? random->below(count) : 0);
+  return true;
 }
 
 void run_block(Block& b, unsigned char* stacks) {
@@ -118,9 +134,14 @@ void run_block(Block& b, unsigned char* stacks) {
   while (b.alive) {
     bool any = false;
     if (seed) random.shuffle(warps);
-    for (unsigned w : warps) any |= run_warp(b, w, lanes, seed ? &random : nullptr);
-    if (!any) report_deadlock(b);
+    for (unsigned w : warps) {
+      any |= run_warp(b, w, lanes, seed ? &random : nullptr);
+      if (seed && random.below(4) == 0) any |= end_a_copy(b, &random);
+    }
+    if (!any && !end_a_copy(b, seed ? &random : nullptr)) report_deadlock(b);
   }
+  if (b.hopper) b.hopper->check_block();
+  b.hopper = nullptr;
   block = nullptr;
   fiber = nullptr;
 }

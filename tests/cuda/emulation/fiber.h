@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
 namespace emu {
@@ -61,6 +62,8 @@ struct Barrier {
   void release();
 };
 
+struct Hopper;
+
 struct Block {
   Dim3 index, size, grid;
   const char* kernel = "";
@@ -73,6 +76,7 @@ struct Block {
   unsigned char* shared = nullptr;  // dynamic shared memory, with a guard page behind its end
   size_t shared_bytes = 0;
   uint64_t switches = 0;
+  std::shared_ptr<Hopper> hopper;  // of blocks that use what sm_90a adds (hopper.h)
 };
 
 inline thread_local Block* block = nullptr;

@@ -6,6 +6,7 @@
 #pragma once
 #include "../../../kernels/types.cuh"
 #include "device.h"
+#include "hopper.h"
 
 namespace ptx {
 
@@ -112,5 +113,73 @@ inline uint4 load_streaming(const void* p) {
 
 // 2^x.
 inline float exp2_fast(float x) { return std::exp2(x); }
+
+inline void sync_some(u32 id, u32 threads) {
+  if (id == 0 || threads % 32) emu::fail("bar.sync %u, %u", id, threads);
+  emu::arrive_and_wait(id, threads, 0, "bar.sync");
+}
+
+// In bytes from the start of the block's dynamic shared memory.
+inline u32 shared_address(const void* p) {
+  return static_cast<u32>(static_cast<const unsigned char*>(p) - emu::block->shared);
+}
+
+inline void barrier_init(u64* barrier, u32 arrivals) {
+  check_aligned(barrier, 8, "mbarrier.init");
+  auto& barriers = emu::hopper().barriers;
+  if (barriers.count(barrier)) emu::fail("an mbarrier is initialised twice");
+  barriers[barrier].pending = barriers[barrier].count = arrivals;
+}
+inline void barrier_init_fence() {
+  for (auto& [at, barrier] : emu::hopper().barriers) barrier.visible = true;
+}
+inline void barrier_arrive(u64* barrier) { emu::hopper().arrive(barrier); }
+inline void barrier_expect(u64* barrier, u32 bytes) {
+  emu::hopper().barrier(barrier).bytes += bytes;
+  emu::hopper().arrive(barrier);
+}
+inline void barrier_wait(u64* barrier, u32 parity) {
+  const emu::CopyBarrier& b = emu::hopper().barrier(barrier);
+  if (b.phase % 2 == parity) emu::wait_on(b.phase, b.phase, "mbarrier");
+}
+inline void copy_box(void* shared, const TensorMap* map, u32 x, u32 y, u32 z, u64* barrier) {
+  emu::hopper().begin_copy(shared, map, x, y, z, barrier);
+}
+inline void async_fence() { emu::hopper().fence(); }
+
+// There are no registers to count here; the limits are the manual's.
+template <int N>
+inline void fewer_registers() {
+  static_assert(N % 8 == 0 && N >= 24 && N <= 256);
+}
+template <int N>
+inline void more_registers() {
+  static_assert(N % 8 == 0 && N >= 24 && N <= 256);
+}
+
+template <int N>
+inline void pin(float (&d)[N][4]) {
+  if (emu::hopper().under_way(&d[0][0])) emu::fail("registers of a wgmma under way are used");
+}
+template <int N>
+inline void pin(u32 (&)[N][4]) {}
+
+inline void wgmma_fence() {
+  emu::hopper().threads[emu::fiber->warp * 32 + emu::fiber->lane].fenced = true;
+}
+inline void wgmma_commit() { emu::hopper().commit(); }
+template <int N, int T>
+inline void wgmma_wait(float (&d)[T][4]) {
+  emu::hopper().wait(N);
+  pin(d);
+}
+template <int T>
+inline void wgmma(float (&d)[T][4], u64 a, u64 b, u32 add) {
+  emu::hopper().issue(&d[0][0], T * 8, nullptr, a, b, add != 0);
+}
+template <int T>
+inline void wgmma_transposed(float (&d)[T][4], const u32 (&a)[4], u64 b) {
+  emu::hopper().issue(&d[0][0], T * 8, a, 0, b, true);
+}
 
 }  // namespace ptx

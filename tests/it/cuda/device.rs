@@ -88,7 +88,32 @@ fn an_old_device_is_an_error() {
     });
 }
 
+/// Kernels that came with the library need no compiler: NVRTC is not there, and nobody minds.
+#[cfg(feature = "prebuilt-kernels")]
+#[test]
+fn prebuilt_kernels_need_no_compiler() {
+    use vrust::config::ModelDType::{BFloat16, Float32};
+
+    let test = "cuda::device::prebuilt_kernels_need_no_compiler";
+    let dir = TempDir::new();
+    for library in ["libcuda.so.1", "libcublasLt.so.13"] {
+        symlink(library_folder().join(library), dir.join(library)).unwrap();
+    }
+    let folder = dir.path().to_str().unwrap().to_owned();
+    let env = [("VRUST_CUDA_LIB_DIR", folder.as_str()), ("LD_LIBRARY_PATH", folder.as_str())];
+    in_child(test, &env, || {
+        for dtype in [Float32, BFloat16] {
+            let mut options = on_cuda(options("llama3"));
+            options.dtype = dtype;
+            run_one(&ready(options), greedy(&[5, 9, 14], 4));
+        }
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!maps.contains("libnvrtc"), "NVRTC was opened");
+    });
+}
+
 /// On a machine that has the libraries elsewhere they are found there: then this shows nothing.
+#[cfg(not(feature = "prebuilt-kernels"))]
 #[test]
 fn a_missing_library_is_an_error_that_names_it() {
     let test = "cuda::device::a_missing_library_is_an_error_that_names_it";

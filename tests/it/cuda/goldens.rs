@@ -4,7 +4,7 @@
 use serde_json::json;
 use vrust::backend::cuda::{CudaBackend, CudaOptions};
 use vrust::backend::{Backend, ComputeType};
-use vrust::config::{BackendKind, LoadFormat};
+use vrust::config::{BackendKind, LoadFormat, ModelDType};
 use vrust::ids::TokenId;
 use vrust::model::LoadOptions;
 
@@ -65,7 +65,7 @@ fn reference_cpu_and_cuda_choose_the_same_tokens() {
         for case in CASES {
             let tokens = |change: &dyn Fn(&mut vrust::config::EngineOptions)| {
                 let mut options = options(case);
-                options.dtype = vrust::config::ModelDType::Float32;
+                options.dtype = ModelDType::Float32;
                 change(&mut options);
                 let engine = ready(options);
                 let requests = [&[5, 9, 14, 33, 71][..], &[3; 20], &[11, 2, 60]];
@@ -84,6 +84,19 @@ fn reference_cpu_and_cuda_choose_the_same_tokens() {
 /// contexts of several pieces: in bfloat16, against the reference in bfloat16.
 #[test]
 fn tensor_cores_agree_with_the_reference() {
+    let test = "cuda::goldens::tensor_cores_agree_with_the_reference";
+    check_tensor_cores(test, "80", "prefill_attention_64");
+}
+
+/// The same with the kernels for Hopper.
+#[test]
+fn tensor_cores_of_hopper_agree_with_the_reference() {
+    let test = "cuda::goldens::tensor_cores_of_hopper_agree_with_the_reference";
+    check_tensor_cores(test, "90", "prefill_attention_sm90_64");
+}
+
+/// On a device of that compute capability, whose prompts that kernel serves.
+fn check_tensor_cores(test: &str, capability: &str, prefill: &str) {
     let cases = [
         ("llama3", json!({"head_dim": 64, "intermediate_size": 2048})),
         ("qwen3", json!({"head_dim": 128, "num_attention_heads": 6, "num_key_value_heads": 1})),
@@ -91,8 +104,8 @@ fn tensor_cores_agree_with_the_reference() {
         ("llama2", json!({"head_dim": 256})),
     ];
     let report = Report::new();
-    let env = [("VRUST_EMU_REPORT", report.path())];
-    on_stand_in("cuda::goldens::tensor_cores_agree_with_the_reference", &env, || {
+    let env = [("VRUST_EMU_REPORT", report.path()), ("VRUST_EMU_CC", capability)];
+    on_stand_in(test, &env, || {
         for (case, fields) in &cases {
             let dir = TempDir::copy_of(&fixture(case));
             set_fields(&dir.join("config.json"), &json!({"max_position_embeddings": 512}));
@@ -131,7 +144,7 @@ fn tensor_cores_agree_with_the_reference() {
         return;
     }
     let used = report.launches();
-    for kernel in ["decode_attention", "attention_merge", "prefill_attention", "skinny_sum"] {
+    for kernel in ["decode_attention", "attention_merge", prefill, "skinny_sum"] {
         assert!(used.iter().any(|name| name.starts_with(kernel)), "{kernel}: {used:?}");
     }
 }
@@ -140,9 +153,17 @@ fn tensor_cores_agree_with_the_reference() {
 #[test]
 fn batched_is_alone() {
     on_stand_in("cuda::goldens::batched_is_alone", &[], || {
-        for case in ["llama3", "qwen3-bf16"] {
-            let mut options = on_cuda(options(case));
+        // With heads that the tensor cores' kernels exist for: pieces of rows must not show.
+        let wide = TempDir::copy_of(&fixture("llama3"));
+        set_fields(&wide.join("config.json"), &json!({"head_dim": 64}));
+        for case in ["llama3", "qwen3-bf16", "wide"] {
+            let mut options = on_cuda(options(if case == "wide" { "llama3" } else { case }));
             options.batch_invariant = true;
+            if case == "wide" {
+                options.model = wide.path().to_owned();
+                options.load_format = LoadFormat::Dummy;
+                options.dtype = ModelDType::BFloat16;
+            }
             let engine = ready(options);
             let requests = || {
                 let prompts = [&[5, 9, 14][..], &[3; 40], &[11], &[7, 8, 9, 10, 11, 12, 13]];
