@@ -7,12 +7,9 @@ use super::launch::{Launcher, params};
 use super::linear::Linear;
 use super::op::Op;
 use super::product::product_size;
-use crate::backend::{DrawRule, LinearId, StepInput};
+use crate::backend::{LinearId, StepInput};
 use crate::error::Result;
-use crate::ids::{BlockId, TokenId};
-
-/// Bytes of shared memory of `sample`.
-const SAMPLE_SHARED: u32 = 18_960;
+use crate::ids::BlockId;
 
 impl CudaBackend {
     /// Takes the step's input.
@@ -51,6 +48,7 @@ impl CudaBackend {
         step.copies.extend_from_slice(input.block_copies);
         step.ops.clear();
         step.logits = None;
+        step.num_fed = 0;
         step.is_new = true;
         self.counters.steps += 1;
     }
@@ -93,6 +91,7 @@ impl CudaBackend {
             }
             let layout = &self.step.layout;
             self.step_memory().staging.copy(&self.stream, layout, &self.step.tables)?;
+            self.launch_feed()?;
         }
         if ops.is_empty() || self.step.layout.rows == 0 {
             return Ok(());
@@ -129,7 +128,7 @@ impl CudaBackend {
         Ok(())
     }
 
-    fn prepare_product(&mut self, weight: LinearId, rows: usize) -> Result<()> {
+    pub(super) fn prepare_product(&mut self, weight: LinearId, rows: usize) -> Result<()> {
         let linear = *self.linear_of(weight);
         if self.is_skinny(&linear, rows) {
             return Ok(());
@@ -183,32 +182,6 @@ impl CudaBackend {
         unsafe { self.stream.copy_to_host(&mut memory.logits_host, memory.logits, bytes)? };
         self.wait()?;
         Ok((count, head.rows))
-    }
-
-    /// Computes the logits that were asked for last, draws a token from each row, and waits until
-    /// the tokens are on the host.
-    pub(super) fn run_draw(&mut self, rules: &[DrawRule]) -> Result<Vec<Option<TokenId>>> {
-        let Some((head, count)) = self.launch_logits()? else {
-            self.wait()?;
-            return Ok(Vec::new());
-        };
-        assert_eq!(rules.len(), count, "each row of logits has a rule");
-        let memory = self.memory.as_mut().expect("logits were launched in it");
-        let rules = memory.staging.copy_rules(&self.stream, &self.step.layout, rules)?;
-        // What the logits were computed from is not needed any more.
-        let (tokens, logits, vocab) = (memory.gathered, memory.logits, head.rows as u32);
-        let grid = Grid { shared: SAMPLE_SHARED, ..Grid::new(count, 1, 1024) };
-        let kernel = self.kernels.sample;
-        // SAFETY: the logits are `[count, vocab]`, and there are as many rules; a gathered row is
-        // at least as wide as a token.
-        unsafe {
-            self.stream.launch(kernel, grid, params![tokens, logits, rules, vocab])?;
-            self.stream.copy_to_host(&mut memory.logits_host, tokens, 4 * count)?;
-        }
-        self.wait()?;
-        let memory = self.memory.as_mut().expect("logits were launched in it");
-        let tokens = memory.logits_host.words_mut()[..count].iter();
-        Ok(tokens.map(|&token| (token != u32::MAX).then_some(TokenId(token))).collect())
     }
 
     /// Waits until everything has run.
