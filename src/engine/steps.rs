@@ -82,8 +82,10 @@ impl Worker {
 
     /// Waits for a step, and emits what came of it.
     fn complete(&mut self, pending: Pending) -> Result<()> {
+        let began = Instant::now();
         let drawn = self.runner.collect()?;
-        self.figures.model(pending.began.elapsed());
+        // What the host did beside the device is not the model's time.
+        self.figures.model(began.elapsed());
         let mut results = Vec::with_capacity(drawn.len());
         for ((seq, target), drawn) in pending.rows.into_iter().zip(&drawn) {
             match result_of(seq, target, drawn) {

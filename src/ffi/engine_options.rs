@@ -395,6 +395,7 @@ mod tests {
             (r#"{"device":"cuda:x"}"#, ErrorKind::InvalidArgument, "device"),
             (r#"{"device":"cuda:+1"}"#, ErrorKind::InvalidArgument, "device"),
             (r#"{"device":"tpu"}"#, ErrorKind::InvalidArgument, "device"),
+            (r#"{"async_scheduling":1}"#, ErrorKind::InvalidArgument, "async_scheduling"),
             (r#"{"enforce_eager":2}"#, ErrorKind::InvalidArgument, "enforce_eager"),
             (r#"{"debug":1}"#, ErrorKind::InvalidArgument, "debug"),
             (r#"{"debug":{"panic":1}}"#, ErrorKind::InvalidArgument, "panic"),

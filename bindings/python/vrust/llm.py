@@ -8,7 +8,8 @@ from .engine import Engine
 
 # Taken because scripts pass them; they change nothing on the CPU.
 _WITHOUT_EFFECT = ("disable_log_stats",)
-_OF_THE_DEVICE = ("device", "gpu_memory_utilization", "enforce_eager")
+_OF_THE_DEVICE = ("device", "gpu_memory_utilization", "enforce_eager",
+                  "async_scheduling")
 
 
 @dataclass

@@ -34,6 +34,7 @@ mod rows;
 mod run;
 mod step;
 mod submit;
+mod tune;
 mod upload;
 mod work;
 
@@ -212,7 +213,7 @@ impl CudaBackend {
             ComputeType::F32 => None,
             ComputeType::Bf16 => {
                 let workspace = arena.take(&context, gemm::WORKSPACE, "cuBLASLt's workspace")?;
-                Some(Gemm::new(workspace)?)
+                Some(Gemm::new(workspace, &device.name)?)
             }
         };
         Ok(Self {

@@ -1,7 +1,8 @@
 //! A step from its input to the end: staged, launched or replayed, waited for.
 
 use super::CudaBackend;
-use super::driver::Grid;
+use super::driver::{DevicePtr, Grid};
+use super::gemm::Product;
 use super::graphs::{Graphs, Plan};
 use super::launch::{Launcher, params};
 use super::linear::Linear;
@@ -121,20 +122,41 @@ impl CudaBackend {
     /// Chooses algorithms before anything is launched or captured.
     fn prepare(&mut self, ops: &[Op]) -> Result<()> {
         for op in ops {
-            if let Op::Linear { weight, .. } = *op {
-                self.prepare_product(weight, self.step.layout.rows)?;
+            if let Op::Linear { weight, out, .. } = *op {
+                let to = self.activations[out.0 as usize].memory;
+                let scratch = self.step_memory().scratch;
+                self.prepare_product(weight, self.step.layout.rows, (scratch, to))?;
             }
         }
         Ok(())
     }
 
-    pub(super) fn prepare_product(&mut self, weight: LinearId, rows: usize) -> Result<()> {
+    /// For the logits of `rows` rows.
+    pub(super) fn prepare_head(&mut self, head: LinearId, rows: usize) -> Result<()> {
+        let memory = self.step_memory();
+        let places = (memory.gathered, memory.logits);
+        self.prepare_product(head, rows, places)
+    }
+
+    /// Input and output of the product are read and written where it must be timed.
+    fn prepare_product(
+        &mut self,
+        weight: LinearId,
+        rows: usize,
+        (x, y): (DevicePtr, DevicePtr),
+    ) -> Result<()> {
         let linear = *self.linear_of(weight);
         if self.is_skinny(&linear, rows) {
             return Ok(());
         }
         match &mut self.gemm {
-            Some(gemm) => gemm.prepare(product_size(&linear, rows)),
+            Some(gemm) => {
+                let size = product_size(&linear, rows);
+                let product = Product { x, weight: linear.weight, y, size, accumulate: false };
+                // SAFETY: scratch and activations have room for padded rows of every layer. What
+                // they hold belongs to earlier steps, which have read it by then.
+                unsafe { gemm.prepare(&self.stream, &product) }
+            }
             None => Ok(()),
         }
     }
@@ -159,7 +181,7 @@ impl CudaBackend {
         let tokens = self.step.num_tokens;
         let known = self.step.logits_rows.iter().all(|&row| (row as usize) < tokens);
         assert!(known, "logits are asked for of the step's rows");
-        self.prepare_product(head, count)?;
+        self.prepare_head(head, count)?;
         let head = *self.linear_of(head);
         self.step.in_flight = true;
         let memory = self.memory.as_mut().expect("the engine allocates before the first step");

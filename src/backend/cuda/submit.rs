@@ -34,7 +34,7 @@ impl CudaBackend {
         self.run()?;
         // The logits of one slice make room for the next one's: the stream keeps the order.
         for (slice, rules) in rules.chunks(limits.max_logits_rows).enumerate() {
-            self.prepare_product(head, rules.len())?;
+            self.prepare_head(head, rules.len())?;
             let first = slice * limits.max_logits_rows;
             Launcher::new(self, self.step.layout).draw(&linear, x, &planned, first, rules)?;
         }
