@@ -40,19 +40,24 @@ __device__ __forceinline__ double noisy(float z, u64 bits) {
   return static_cast<double>(z) - log(-log1p(-v));
 }
 
-// exp(x) for x <= 0; what is below -87 counts as -87.
+// x * y + z, rounded twice, as on the host.
+__device__ __forceinline__ float times_plus(float x, float y, float z) {
+  return __fadd_rn(__fmul_rn(x, y), z);
+}
+
+// exp(x) for x <= 0, bit for bit as on the host; what is below -87 counts as -87.
 __device__ __forceinline__ float fast_exp(float x) {
   x = x > -87.0f ? x : -87.0f;
-  const float rounded = x * 1.44269504088896f + 12582912.0f, n = rounded - 12582912.0f;
-  const float r = (x - n * (355.0f / 512.0f)) - n * -2.1219444e-4f;
+  const float rounded = times_plus(x, 1.44269504088896f, 12582912.0f), n = rounded - 12582912.0f;
+  const float r = times_plus(n, 2.1219444e-4f, times_plus(n, -355.0f / 512.0f, x));
   float p = 1.0f / 5040.0f;
-  p = p * r + 1.0f / 720.0f;
-  p = p * r + 1.0f / 120.0f;
-  p = p * r + 1.0f / 24.0f;
-  p = p * r + 1.0f / 6.0f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  p = times_plus(p, r, 1.0f / 720.0f);
+  p = times_plus(p, r, 1.0f / 120.0f);
+  p = times_plus(p, r, 1.0f / 24.0f);
+  p = times_plus(p, r, 1.0f / 6.0f);
+  p = times_plus(p, r, 0.5f);
+  p = times_plus(p, r, 1.0f);
+  p = times_plus(p, r, 1.0f);
   return p * __uint_as_float((__float_as_uint(rounded) << 23) + __float_as_uint(1.0f));
 }
 
@@ -350,6 +355,54 @@ extern "C" __global__ void __launch_bounds__(256)
     const float present = frequent - (token.count != 0 ? how.presence : 0.0f);
     to[token.token] = fminf(present, BIGGEST);
   }
+}
+
+struct RowScale {
+  float max;
+  u32 unused;
+  double sum;
+};
+
+// Each row's largest logit, and the sum of exp(logit - largest) in the order of src/sampling: in a
+// run of 512 logits 8 sums of every eighth in f32, then everything in f64. NaN as the largest
+// where a row has a NaN, +infinity or nothing but -infinity.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    row_scale(RowScale* out, const float* logits, u32 vocab) {
+  Sampler sampler;
+  const float* row = sampler.row = logits + static_cast<u64>(blockIdx.x) * vocab;
+  sampler.vocab = vocab;
+  Shared* s = sampler.s = reinterpret_cast<Shared*>(ptx::dynamic_shared());
+  if (!sampler.find_best()) {
+    if (threadIdx.x == 0) out[blockIdx.x] = {__uint_as_float(0x7fc00000u), 0, 0.0};
+    return;
+  }
+  double* runs = reinterpret_cast<double*>(s->mass);
+  double total = 0.0;
+  for (u32 base = 0; base < vocab; base += 64 * THREADS) {
+    const u32 first = base + threadIdx.x / 8 * 512;
+    float sum = 0.0f;
+    for (u32 i = threadIdx.x % 8; i < 512 && first + i < vocab; i += 8) {
+      sum = __fadd_rn(sum, fast_exp(row[first + i] - sampler.max));
+    }
+    double all = 0.0;
+    for (u32 lane = 0; lane < 8; lane++) {
+      all += static_cast<double>(__shfl_sync(~0u, sum, threadIdx.x % 32 / 8 * 8 + lane));
+    }
+    __syncthreads();
+    if (threadIdx.x % 8 == 0) runs[threadIdx.x / 8] = all;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (u32 i = 0; i < THREADS / 8 && base + 512 * i < vocab; i++) total += runs[i];
+    }
+  }
+  if (threadIdx.x == 0) out[blockIdx.x] = {sampler.max, 0, total};
+}
+
+// to[places[2 i]] = from[places[2 i + 1]].
+extern "C" __global__ void __launch_bounds__(256)
+    take_tokens(u32* to, const u32* from, const u32* places, u32 count) {
+  const u32 i = blockIdx.x * 256 + threadIdx.x;
+  if (i < count) to[places[2 * i]] = from[places[2 * i + 1]];
 }
 
 // The logprob of each row's token, and how many tokens are more likely, plus 1.

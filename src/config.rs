@@ -194,6 +194,9 @@ pub struct EngineOptions {
     /// Share of a GPU's memory, as far as it is free when the engine starts, which weights,
     /// activations and KV cache may fill: above 0, at most 1. Default 0.92.
     pub gpu_memory_utilization: f64,
+    /// Prepares a step while the device runs the one before, where the device draws the tokens.
+    /// Default true.
+    pub async_scheduling: bool,
     /// Does without CUDA graphs. Default false.
     pub enforce_eager: bool,
     /// On a GPU in bfloat16: only kernels whose result for a row does not depend on what else runs,
@@ -240,6 +243,7 @@ impl EngineOptions {
             backend: BackendKind::Auto,
             device: Device::Auto,
             gpu_memory_utilization: 0.92,
+            async_scheduling: true,
             enforce_eager: false,
             batch_invariant: false,
             cpu_threads: None,

@@ -321,6 +321,7 @@ typedef struct VrustEngineOptions {
   /// for this model, else the CPU; "cpu"; "cuda" or "cuda:N": that one of the GPUs which the
   /// driver shows, an error if it cannot be had), gpu_memory_utilization (share of a GPU's
   /// memory, as far as it is free at the start, that may be used: above 0, at most 1; 0.92),
+  /// async_scheduling (on a GPU: the host prepares a step while the one before runs; true),
   /// enforce_eager (no CUDA graphs), batch_invariant (on a GPU in bfloat16: a request's tokens do
   /// not depend on what else runs, at the cost of speed; everywhere else they never do),
   /// num_kv_blocks, served_model_name (the metrics' model_name;

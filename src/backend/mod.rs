@@ -4,7 +4,7 @@
 //!  load:  pack_linear · vector · rope_table · activation · allocate    (may fail, may allocate)
 //!  step:  begin_step ─► embed ─► [norm ─► linear ─► rope_write_kv ─► attention ─► ...] ─► logits
 //!                                                                                          │
-//!                            map_logits / finish_step   ◄── the only synchronisation ──────┘
+//!                  map_logits / finish_step / submit ─► collect   ◄── synchronisation ─────┘
 //! ```
 //!
 //! Inside a step an op only *describes* work: it does not allocate, synchronise or read back, so
@@ -24,6 +24,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::ids::{BlockCopy, BlockId, TokenId};
+use crate::request::{LogitChanges, RowScores};
 
 /// A packed linear layer (or embedding table): weights `[out, in]` and an optional bias `[out]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -276,9 +277,8 @@ pub struct StepInput<'a> {
     pub block_copies: &'a [BlockCopy],
 }
 
-/// How a row's token is drawn where the row alone decides: the filters and the noise of
-/// `sampling`, which is the oracle.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How a row's token is drawn by the backend, as `sampling` would, which is the oracle.
+#[derive(Clone, Debug, PartialEq)]
 pub struct DrawRule {
     /// Seed of the noise.
     pub seed: u64,
@@ -292,6 +292,21 @@ pub struct DrawRule {
     pub top_p: f32,
     /// `ln(min_p)`; -inf is off.
     pub ln_min_p: f32,
+    /// What is done to the logits before, if anything.
+    pub changes: Option<LogitChanges>,
+    /// Scores the token drawn and so many of the most likely ones, by the logits before changes.
+    pub top_n: Option<usize>,
+    /// Scores this token, and draws none.
+    pub target: Option<TokenId>,
+}
+
+/// What came of a row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawn {
+    /// `None` if the row's logits are none that a healthy model gives, or all are masked.
+    pub token: Option<TokenId>,
+    /// If they were asked for.
+    pub scores: Option<RowScores>,
 }
 
 /// What a backend did since it was made. Counted inside the ops, not by their callers.
@@ -366,14 +381,34 @@ pub trait Backend {
     /// Runs what was described and then `f(i, logits)` for each row `i` of the last `logits` call,
     /// concurrently and in no order. `f` may change the logits; a panic in `f` is passed on.
     fn map_logits(&mut self, f: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Result<()>;
-    /// Runs what was described and draws a token for each row of the last `logits` call, where this
-    /// backend can: `None` leaves it to `map_logits`, which may follow in any case. A row has no
-    /// token if its logits are none that a healthy model gives.
-    fn draw(&mut self, _rules: &[DrawRule]) -> Result<Option<Vec<Option<TokenId>>>> {
-        Ok(None)
-    }
     /// Runs what was described.
     fn finish_step(&mut self) -> Result<()>;
+
+    // ---- drawing on the device, and steps that run while the host goes on ----
+
+    /// Whether `submit` ever does anything.
+    fn draws(&self) -> bool {
+        false
+    }
+    /// Starts what was described and draws a token from each of `rows` of `x` by its rule, where
+    /// this backend can; `false`, and nothing done, leaves the step to `logits` and `map_logits`.
+    /// One step may be submitted behind another one; the oldest must be collected before a third.
+    fn submit(
+        &mut self,
+        _head: LinearId,
+        _x: ActId,
+        _rows: &[u32],
+        _rules: &[DrawRule],
+    ) -> Result<bool> {
+        Ok(false)
+    }
+    /// In the step that was begun, the token of row `.0` is the one drawn from row `.1` of the step
+    /// that was submitted last, whether the host has collected it or not.
+    fn feed(&mut self, _places: &[(u32, u32)]) {}
+    /// Waits for the oldest step that was submitted: what came of its rows.
+    fn collect(&mut self) -> Result<Vec<Drawn>> {
+        Ok(Vec::new())
+    }
 
     // ---- around steps ----
 

@@ -85,6 +85,7 @@ impl Worker {
                 preemptions: 0,
                 cumulative_logprob: params.logprobs.map(|_| 0.0),
                 silent,
+                on_host: false,
                 nan_logits: self.shared.options.debug.nan_logits_for == Some(ticket.user_data),
             };
             self.scheduler.add(new)?;

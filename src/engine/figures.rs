@@ -11,6 +11,8 @@ use crate::os::monotonic_ns;
 #[derive(Default)]
 pub(crate) struct StepFigures {
     record: StepRecord,
+    /// When the last step was over.
+    over: Option<Instant>,
 }
 
 impl StepFigures {
@@ -36,8 +38,11 @@ impl StepFigures {
 impl Worker {
     /// A step that began at `began` is over.
     pub(crate) fn record_step(&mut self, began: Instant) {
-        let mut record = std::mem::take(&mut self.figures).record;
-        record.seconds = began.elapsed().as_secs_f64();
+        let mut record = std::mem::take(&mut self.figures.record);
+        let now = Instant::now();
+        // It may have begun beside the one before.
+        let began = self.figures.over.replace(now).map_or(began, |over| over.max(began));
+        record.seconds = now.duration_since(began).as_secs_f64();
         self.shared.metrics.record_step(&record);
     }
 

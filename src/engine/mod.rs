@@ -30,6 +30,7 @@ mod queue;
 mod registry;
 mod runner;
 mod sample;
+mod steps;
 mod worker;
 
 pub use crate::request::{Logprob, TokenLogprobs};

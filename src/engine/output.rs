@@ -26,6 +26,8 @@ pub(crate) struct Choice {
     pub(crate) silent: bool,
     /// An aid for tests: this choice's logits come out as NaN.
     pub(crate) nan_logits: bool,
+    /// The device found no token: the host samples, and says why if it finds none either.
+    pub(crate) on_host: bool,
 }
 
 /// Turns tokens into text and looks for stop strings.

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use super::output::Choice;
-use crate::backend::DrawRule;
+use crate::backend::{DrawRule, Drawn};
 use crate::error::{Error, Result};
 use crate::ids::{SeqId, TokenId};
 use crate::request::TokenLogprobs;
-use crate::sampling::{Sampled, prompt_logprobs};
+use crate::sampling::{Sampled, not_finite, prompt_logprobs, scored};
 use crate::scheduler::{Batch, Scheduler};
 use crate::sync::Mutex;
 
@@ -16,14 +16,14 @@ use crate::sync::Mutex;
 pub(crate) struct Row<'a> {
     /// Row of the step's hidden states.
     pub(crate) row: u32,
-    seq: SeqId,
+    pub(crate) seq: SeqId,
     task: Task<'a>,
     output: Mutex<Option<Result<Made>>>,
 }
 
 enum Task<'a> {
-    /// Choose the token at `position`.
-    Sample { choice: &'a Choice, position: usize },
+    /// Choose the token at `position`; `pending` before it are not known yet.
+    Sample { choice: &'a Choice, position: usize, pending: usize },
     /// Score a prompt token.
     Prompt { target: TokenId, top_n: usize },
 }
@@ -70,7 +70,8 @@ pub(crate) fn rows_of<'a>(
                 }
             }
             if scheduled.samples {
-                push(end - 1, Task::Sample { choice, position: end });
+                let pending = end - sequence.tokens().len().min(end);
+                push(end - 1, Task::Sample { choice, position: end, pending });
             }
         }
         first_row += scheduled.num_scheduled_tokens;
@@ -82,7 +83,7 @@ impl Row<'_> {
     /// Makes of this row's logits what was asked for. Runs on any compute thread.
     pub(crate) fn run(&self, logits: &mut [f32]) {
         let made = match &self.task {
-            Task::Sample { choice, position } => {
+            Task::Sample { choice, position, .. } => {
                 if choice.nan_logits {
                     logits.fill(f32::NAN);
                 }
@@ -96,25 +97,35 @@ impl Row<'_> {
         *self.output.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
     }
 
-    /// How this row's token may be drawn by the backend; `None` where more is asked for.
-    pub(crate) fn rule(&self) -> Option<DrawRule> {
-        let Task::Sample { choice, position } = &self.task else { return None };
-        let sampler = choice.sampler.lock().unwrap_or_else(PoisonError::into_inner);
-        let draw = sampler.draw().filter(|_| !choice.nan_logits)?;
-        Some(DrawRule {
-            seed: draw.seed,
-            position: u32::try_from(*position).ok()?,
-            temperature: draw.temperature,
-            top_k: u32::try_from(draw.top_k).unwrap_or(u32::MAX),
-            top_p: draw.top_p,
-            ln_min_p: draw.ln_min_p,
-        })
+    /// The token that is scored, of a row of a prompt.
+    pub(crate) fn target(&self) -> Option<TokenId> {
+        match self.task {
+            Task::Prompt { target, .. } => Some(target),
+            Task::Sample { .. } => None,
+        }
     }
 
-    /// Takes the token that the backend drew.
-    pub(crate) fn take(&self, token: TokenId) {
-        let made = Made::Token(Sampled { token, logprobs: None });
-        *self.output.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ok(made));
+    /// What the backend is to do with this row; `None` where the host must.
+    pub(crate) fn rule(&self) -> Option<DrawRule> {
+        match &self.task {
+            Task::Prompt { target, top_n } => Some(score_rule(*target, *top_n)),
+            Task::Sample { choice, position, pending } => {
+                let sampler = choice.sampler.lock().unwrap_or_else(PoisonError::into_inner);
+                let on_host = choice.nan_logits || choice.on_host;
+                let draw = if on_host { None } else { sampler.draw(*pending) }?;
+                Some(DrawRule {
+                    seed: draw.seed,
+                    position: u32::try_from(*position).ok()?,
+                    temperature: draw.temperature,
+                    top_k: u32::try_from(draw.top_k).unwrap_or(u32::MAX),
+                    top_p: draw.top_p,
+                    ln_min_p: draw.ln_min_p,
+                    changes: draw.changes,
+                    top_n: draw.logprobs,
+                    target: None,
+                })
+            }
+        }
     }
 
     /// What came of it; nothing if the row was never run.
@@ -126,4 +137,36 @@ impl Row<'_> {
             Err(error) => RowResult::Failed(self.seq, error),
         })
     }
+}
+
+/// Scores a prompt's token.
+fn score_rule(target: TokenId, top_n: usize) -> DrawRule {
+    DrawRule {
+        seed: 0,
+        position: 0,
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        ln_min_p: f32::NEG_INFINITY,
+        changes: None,
+        top_n: Some(top_n),
+        target: Some(target),
+    }
+}
+
+/// What is made of what the backend drew; `None` where the row must be computed again, by the host.
+pub(crate) fn result_of(seq: SeqId, target: Option<TokenId>, drawn: &Drawn) -> Option<RowResult> {
+    let record = |token| drawn.scores.as_ref().map(|scores| scored(scores, token));
+    if let Some(target) = target {
+        return Some(match record(target).flatten() {
+            Some(record) => RowResult::Prompt(seq, record),
+            None => RowResult::Failed(seq, not_finite(target)),
+        });
+    }
+    let token = drawn.token?;
+    let logprobs = match record(token) {
+        Some(record) => Some(record?),
+        None => None,
+    };
+    Some(RowResult::Token(seq, Sampled { token, logprobs }))
 }

@@ -13,14 +13,13 @@ use super::load::{self, Loaded};
 use super::output::Choice;
 use super::queue::EventQueue;
 use super::registry::Ticket;
-use super::runner::{Draw, Runner};
-use super::sample::{Row, RowResult, rows_of};
-use crate::backend::DrawRule;
+use super::runner::Runner;
+use super::steps::Pending;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{RequestId, SeqId};
 use crate::metrics::Outcome;
 use crate::request::FinishReason;
-use crate::scheduler::{Batch, SampledToken, Scheduler};
+use crate::scheduler::Scheduler;
 use crate::sync::Arc;
 use crate::sync::thread::{self, JoinHandle};
 
@@ -56,6 +55,8 @@ pub(crate) struct Worker {
     pub(crate) figures: StepFigures,
     /// Full queues, whose sequences wait.
     pub(crate) held: Vec<Arc<EventQueue>>,
+    /// The step that the device has, if the host went on.
+    pub(crate) pending: Option<Pending>,
     stopping: bool,
     commands: Vec<Command>,
 }
@@ -108,12 +109,14 @@ impl Worker {
             outbox: Outbox::default(),
             figures: StepFigures::default(),
             held: Vec::new(),
+            pending: None,
             stopping: false,
             commands: Vec::new(),
         }
     }
 
-    /// The engine's loop: intake, schedule, run, sample, emit.
+    /// The engine's loop: intake, schedule, run, sample, emit. Where the device draws the tokens, a
+    /// step runs while the one before it is emitted and the next one is scheduled.
     fn serve(mut self) -> Result<()> {
         let mut idle = false;
         loop {
@@ -123,19 +126,11 @@ impl Worker {
                 self.publish();
                 return Ok(());
             }
-            let began = Instant::now();
             let batch = self.scheduler.schedule();
-            idle = batch.is_none();
-            if let Some(batch) = batch {
-                self.note_admitted(&batch);
-                self.poison_free_blocks();
-                let model_began = Instant::now();
-                self.runner.forward(&batch, &self.scheduler);
-                self.panic_if_asked(&batch);
-                let results = self.sample(&batch)?;
-                self.figures.model(model_began.elapsed());
-                self.emit(&batch, results);
-                self.record_step(began);
+            idle = batch.is_none() && self.pending.is_none();
+            match batch {
+                Some(batch) => self.run_step(&batch)?,
+                None => self.collect()?,
             }
             self.publish();
             self.check_integrity()?;
@@ -165,85 +160,12 @@ impl Worker {
         self.publish();
     }
 
-    /// Marks first schedules, and what the prefix cache gave.
-    fn note_admitted(&mut self, batch: &Batch) {
-        for seq in &batch.preempted {
-            if let Some(choice) = self.choices.get_mut(seq) {
-                choice.preemptions += 1;
-            }
-        }
-        let now = crate::os::monotonic_ns();
-        for &(seq, num_cached_tokens) in &batch.admitted {
-            let Some(choice) = self.choices.get_mut(&seq) else { continue };
-            if choice.times.scheduled_ns == 0 {
-                choice.times.scheduled_ns = now;
-                choice.usage.cached_tokens = num_cached_tokens as u32;
-                if let Some(live) = self.requests.get(&choice.request) {
-                    self.shared.registry.dequeued(&live.ticket);
-                }
-            }
-        }
-    }
-
-    /// Computes the rows that somebody asked for, and samples.
-    fn sample(&mut self, batch: &Batch) -> Result<Vec<RowResult>> {
-        let rows = rows_of(batch, &self.scheduler, &self.choices);
-        let indices: Vec<u32> = rows.iter().map(|r| r.row).collect();
-        let rules: Option<Vec<DrawRule>> = rows.iter().map(Row::rule).collect();
-        let take = |i: usize, token| rows[i].take(token);
-        let draw = rules.as_deref().map(|rules| Draw { rules, take: &take });
-        self.runner.logits(&indices, draw, &|i, logits| rows[i].run(logits))?;
-        Ok(rows.into_iter().filter_map(|r| r.into_result()).collect())
-    }
-
-    /// Hands tokens to the scheduler, and output to the hosts.
-    fn emit(&mut self, batch: &Batch, results: Vec<RowResult>) {
-        let mut sampled = Vec::with_capacity(results.len());
-        let mut logprobs = HashMap::new();
-        for result in results {
-            match result {
-                RowResult::Token(seq, token) => {
-                    sampled.push(SampledToken { id: seq, token: token.token });
-                    if let Some(record) = token.logprobs {
-                        logprobs.insert(seq, record);
-                    }
-                }
-                RowResult::Prompt(seq, record) => {
-                    if let Some(prompt) = self.choices.get_mut(&seq).and_then(|c| c.prompt.as_mut())
-                    {
-                        prompt.logprobs.push(record);
-                    }
-                }
-                RowResult::Failed(seq, error) => self.fail_choice(seq, error),
-            }
-        }
-        let outcomes = self.scheduler.postprocess(batch.step, &sampled);
-        for outcome in outcomes {
-            let record = logprobs.remove(&outcome.id);
-            self.emit_token(outcome, record);
-        }
-    }
-
     /// Refreshes the figures and sends the step's events, one wake-up a queue. In this order: who
     /// sees an event finds it in the figures.
     fn publish(&mut self) {
         self.record_gauges();
         for queue in self.outbox.publish() {
             self.hold_queue(&queue);
-        }
-    }
-
-    fn poison_free_blocks(&mut self) {
-        if self.shared.options.debug.poison_free_blocks {
-            let freed = self.scheduler.take_freed_blocks();
-            self.runner.poison(&freed);
-        }
-    }
-
-    #[allow(clippy::panic, reason = "an aid for tests that show what a bug does")]
-    fn panic_if_asked(&self, batch: &Batch) {
-        if self.shared.options.debug.panic_at_step == Some(batch.step.0) {
-            panic!("asked for by debug.panic_at_step");
         }
     }
 

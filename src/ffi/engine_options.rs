@@ -61,6 +61,7 @@ pub struct VrustEngineOptions {
     /// for this model, else the CPU; "cpu"; "cuda" or "cuda:N": that one of the GPUs which the
     /// driver shows, an error if it cannot be had), gpu_memory_utilization (share of a GPU's
     /// memory, as far as it is free at the start, that may be used: above 0, at most 1; 0.92),
+    /// async_scheduling (on a GPU: the host prepares a step while the one before runs; true),
     /// enforce_eager (no CUDA graphs), batch_invariant (on a GPU in bfloat16: a request's tokens do
     /// not depend on what else runs, at the cost of speed; everywhere else they never do),
     /// num_kv_blocks, served_model_name (the metrics' model_name;
@@ -261,6 +262,7 @@ fn set_extra(options: &mut EngineOptions, extra: &Map<String, Value>) -> Result<
             "gpu_memory_utilization" => {
                 options.gpu_memory_utilization = json::double(value, key)?;
             }
+            "async_scheduling" => options.async_scheduling = json::boolean(value, key)?,
             "enforce_eager" => options.enforce_eager = json::boolean(value, key)?,
             "batch_invariant" => options.batch_invariant = json::boolean(value, key)?,
             "num_kv_blocks" => options.num_kv_blocks = Some(json::integer(value, key)?),
@@ -417,6 +419,7 @@ mod tests {
             (r#"{"device":"cuda:x"}"#, ErrorKind::InvalidArgument, "device"),
             (r#"{"device":"cuda:+1"}"#, ErrorKind::InvalidArgument, "device"),
             (r#"{"device":"tpu"}"#, ErrorKind::InvalidArgument, "device"),
+            (r#"{"async_scheduling":1}"#, ErrorKind::InvalidArgument, "async_scheduling"),
             (r#"{"enforce_eager":2}"#, ErrorKind::InvalidArgument, "enforce_eager"),
             (r#"{"debug":1}"#, ErrorKind::InvalidArgument, "debug"),
             (r#"{"debug":{"panic":1}}"#, ErrorKind::InvalidArgument, "panic"),

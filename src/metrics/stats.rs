@@ -56,7 +56,8 @@ pub struct Stats {
     pub steps: u64,
     /// Seconds of all steps.
     pub step_seconds: f64,
-    /// Of those, in the model and the sampler; the rest is scheduling and output.
+    /// Of those, in the model and the sampler; where a device runs them beside the host, waiting
+    /// for them. The rest is scheduling and output.
     pub model_seconds: f64,
     /// Seconds of the newest step.
     pub last_step_seconds: f64,

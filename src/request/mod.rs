@@ -3,6 +3,7 @@
 mod logprob;
 mod params;
 mod resolved;
+mod row;
 mod validate;
 
 pub use logprob::{Logprob, TokenLogprobs};
@@ -11,6 +12,7 @@ pub use params::{
     SamplingParams,
 };
 pub use resolved::ResolvedParams;
+pub use row::{LogitChanges, RowScores};
 pub use validate::{Limits, validate_prompt};
 
 use std::time::Duration;

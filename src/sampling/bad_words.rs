@@ -63,6 +63,19 @@ impl BadWords {
         self.sequences.is_empty()
     }
 
+    /// Whether the output decides which tokens are masked.
+    pub(super) fn look_back(&self) -> bool {
+        self.lookback > 0
+    }
+
+    /// The tokens that are masked now.
+    pub(super) fn hidden(&self) -> impl Iterator<Item = TokenId> {
+        self.sequences.iter().filter_map(|sequence| {
+            let (last, before) = sequence.split_last()?;
+            self.tail.ends_with(before).then_some(*last)
+        })
+    }
+
     /// One more token was generated.
     pub(super) fn accept(&mut self, token: TokenId) {
         if self.lookback == 0 {
@@ -76,12 +89,8 @@ impl BadWords {
 
     /// Masks each word's last token where the output ends with its other tokens.
     pub(super) fn mask(&self, logits: &mut [f32]) {
-        for sequence in &self.sequences {
-            let Some((last, before)) = sequence.split_last() else { continue };
-            if !self.tail.ends_with(before) {
-                continue;
-            }
-            if let Some(x) = logits.get_mut(last.index()) {
+        for token in self.hidden() {
+            if let Some(x) = logits.get_mut(token.index()) {
                 *x = f32::NEG_INFINITY;
             }
         }

@@ -44,7 +44,7 @@ impl Filters {
     /// These filters, for another place that draws.
     pub(super) fn draw(&self, seed: u64) -> Draw {
         let Self { temperature, top_k, top_p, ln_min_p } = *self;
-        Draw { seed, temperature, top_k, top_p, ln_min_p }
+        Draw { seed, temperature, top_k, top_p, ln_min_p, logprobs: None, changes: None }
     }
 
     pub(super) fn is_greedy(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::TokenId;
-use crate::request::{Logprob, TokenLogprobs};
+use crate::request::{Logprob, RowScores, TokenLogprobs};
 
 use super::filters::{collect_top_k, descending};
 use super::row::{CHUNK, Maxima};
@@ -25,10 +25,41 @@ pub fn prompt_logprobs(logits: &[f32], target: TokenId, top_n: usize) -> Result<
     let mut maxima = Maxima::default();
     maxima.scan(logits)?;
     if maxima.has_nan() || !maxima.max().is_finite() {
-        let message = format!("the model's logits before prompt token {target} are not finite");
-        return Err(Error::new(ErrorKind::Device, message));
+        return Err(not_finite(target));
     }
     Ok(top(logits, &maxima, top_n)?.with_chosen(logits, target))
+}
+
+/// What is said of a prompt's token whose logits a healthy model does not produce.
+pub fn not_finite(target: TokenId) -> Error {
+    let message = format!("the model's logits before prompt token {target} are not finite");
+    Error::new(ErrorKind::Device, message)
+}
+
+/// The logprobs of `token` by what is known of its row; `None` where the row is not sane.
+pub fn scored(scores: &RowScores, token: TokenId) -> Option<TokenLogprobs> {
+    if !scores.max.is_finite() {
+        return None;
+    }
+    let log_sum_exp = f64::from(scores.max) + scores.sum.ln();
+    let chosen =
+        Logprob { token_id: token, logprob: logprob(scores.logit, log_sum_exp), rank: scores.rank };
+    let top = ranked(scores.top.iter().copied(), log_sum_exp).collect();
+    Some(TokenLogprobs { chosen: Some(chosen), top })
+}
+
+/// Ranks of logits that come best first: equals have one rank.
+fn ranked(
+    best: impl Iterator<Item = (TokenId, f32)>,
+    log_sum_exp: f64,
+) -> impl Iterator<Item = Logprob> {
+    let (mut rank, mut above) = (1, f32::INFINITY);
+    (1..).zip(best).map(move |(place, (token_id, logit))| {
+        if logit < above {
+            (rank, above) = (place, logit);
+        }
+        Logprob { token_id, logprob: logprob(logit, log_sum_exp), rank }
+    })
 }
 
 /// The most likely tokens of a row, before one is chosen.
@@ -62,13 +93,7 @@ pub(super) fn top(logits: &[f32], maxima: &Maxima, top_n: usize) -> Result<TopLo
     best.sort_unstable_by(descending);
     best.truncate(wanted);
     top.try_reserve_exact(wanted)?;
-    let (mut rank, mut above) = (1, f32::INFINITY);
-    for (i, c) in best.iter().enumerate() {
-        if c.value < above {
-            (rank, above) = (i as u32 + 1, c.value);
-        }
-        top.push(Logprob { token_id: c.id, logprob: logprob(c.value, log_sum_exp), rank });
-    }
+    top.extend(ranked(best.iter().map(|c| (c.id, c.value)), log_sum_exp));
     Ok(TopLogprobs { log_sum_exp, top })
 }
 

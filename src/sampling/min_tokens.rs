@@ -15,9 +15,9 @@ impl MinTokens {
         Self { remaining: min_tokens, stop_ids }
     }
 
-    /// Whether anything is masked now.
-    pub(super) fn is_active(&self) -> bool {
-        self.remaining > 0 && !self.stop_ids.is_empty()
+    /// What is masked after `pending` more tokens.
+    pub(super) fn hidden(&self, pending: usize) -> &[TokenId] {
+        if self.remaining > pending { &self.stop_ids } else { &[] }
     }
 
     /// One more token was generated.
@@ -27,10 +27,7 @@ impl MinTokens {
 
     /// Masks the stop tokens while it is too early for them.
     pub(super) fn mask(&self, logits: &mut [f32]) {
-        if self.remaining == 0 {
-            return;
-        }
-        for id in &self.stop_ids {
+        for id in self.hidden(0) {
             if let Some(x) = logits.get_mut(id.index()) {
                 *x = f32::NEG_INFINITY;
             }

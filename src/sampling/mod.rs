@@ -26,14 +26,14 @@ mod row;
 mod tests;
 
 pub use bad_words::bad_word_sequences;
-pub use logprobs::prompt_logprobs;
+pub use logprobs::{not_finite, prompt_logprobs, scored};
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::TokenId;
-use crate::request::{ResolvedParams, TokenLogprobs};
+use crate::request::{LogitChanges, ResolvedParams, TokenLogprobs};
 
 use bad_words::BadWords;
 use filters::{Candidate, Filters};
@@ -52,7 +52,7 @@ pub struct Sampled {
 }
 
 /// A draw that another place than this may make: [`SequenceSampler::draw`].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Draw {
     /// Seed of the noise.
     pub seed: u64,
@@ -64,6 +64,10 @@ pub struct Draw {
     pub top_p: f32,
     /// `ln(min_p)`; -inf is off.
     pub ln_min_p: f32,
+    /// How many of the most likely tokens to report, if any logprobs are asked for.
+    pub logprobs: Option<usize>,
+    /// What is done to the logits before, if anything.
+    pub changes: Option<LogitChanges>,
 }
 
 /// Chooses the tokens of one sequence: its parameters and what it generated so far. Used by one
@@ -126,11 +130,39 @@ impl SequenceSampler {
         SCRATCH.with_borrow_mut(|scratch| self.sample_with(logits, position, scratch))
     }
 
-    /// How the next token is drawn, if nothing but filters and noise decides: no rule that changes
-    /// logits is active, and nobody asked for logprobs.
-    pub fn draw(&self) -> Option<Draw> {
-        let plain = self.broken.is_none() && self.logprobs.is_none() && !self.changes_logits();
-        plain.then(|| self.filters.draw(self.seed))
+    /// How a token is drawn that follows `pending` tokens which are drawn and not yet accepted.
+    /// There may be some where nothing [looks back](Self::looks_back). `None` where `sample` has an
+    /// error to tell.
+    pub fn draw(&self, pending: usize) -> Option<Draw> {
+        if self.broken.is_some() {
+            return None;
+        }
+        let changes = self.changes_logits(pending).then(|| self.changes(pending));
+        Some(Draw { logprobs: self.logprobs, changes, ..self.filters.draw(self.seed) })
+    }
+
+    /// Whether the tokens generated decide about the next one.
+    pub fn looks_back(&self) -> bool {
+        self.penalties.is_some() || self.bad_words.look_back()
+    }
+
+    /// The rules before the temperature, for another place.
+    fn changes(&self, pending: usize) -> LogitChanges {
+        let mut add = self.logit_bias.to_vec();
+        let hidden = self.min_tokens.hidden(pending).iter().copied().chain(self.bad_words.hidden());
+        add.extend(hidden.map(|token| (token, f32::NEG_INFINITY)));
+        add.sort_unstable_by_key(|(token, _)| *token);
+        add.dedup_by(|next, kept| {
+            let same = next.0 == kept.0;
+            kept.1 += if same { next.1 } else { 0.0 };
+            same
+        });
+        let allowed = self.allowed_token_ids.clone();
+        let plain = LogitChanges { allowed, add, repetition: 1.0, ..LogitChanges::default() };
+        match &self.penalties {
+            Some(penalties) => penalties.changes(plain),
+            None => plain,
+        }
     }
 
     /// Counts `token` as generated. Preemption changes nothing: what was generated stays so.
@@ -158,7 +190,7 @@ impl SequenceSampler {
             return Ok(Sampled { token, logprobs: None });
         };
         let top = logprobs::top(logits, &scratch.maxima, top_n)?;
-        if !self.changes_logits() {
+        if !self.changes_logits(0) {
             let token = self.choose(logits, position, scratch)?;
             return Ok(Sampled { token, logprobs: Some(top.with_chosen(logits, token)) });
         }
@@ -170,18 +202,18 @@ impl SequenceSampler {
         Ok(Sampled { token, logprobs: Some(top.with_chosen(&scratch.raw, token)) })
     }
 
-    /// Whether any rule before the temperature is active at this place of the sequence.
-    fn changes_logits(&self) -> bool {
+    /// Whether any rule before the temperature is active after `pending` more tokens.
+    fn changes_logits(&self, pending: usize) -> bool {
         self.allowed_token_ids.is_some()
             || !self.logit_bias.is_empty()
-            || self.min_tokens.is_active()
+            || !self.min_tokens.hidden(pending).is_empty()
             || self.penalties.is_some()
             || !self.bad_words.is_empty()
     }
 
     /// The rules before the temperature, in vLLM's order.
     fn process(&self, logits: &mut [f32], position: usize, maxima: &mut Maxima) -> Result<()> {
-        if !self.changes_logits() {
+        if !self.changes_logits(0) {
             return Ok(());
         }
         if let Some(allowed) = &self.allowed_token_ids {

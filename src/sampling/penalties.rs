@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::error::Result;
 use crate::ids::TokenId;
-use crate::request::ResolvedParams;
+use crate::request::{LogitChanges, ResolvedParams};
 
 /// The penalties of one sequence, and the tokens that they concern.
 #[derive(Debug)]
@@ -56,6 +56,12 @@ impl Penalties {
             // A tiny repetition penalty must not make a logit infinite.
             *x = present.min(f32::MAX);
         }
+    }
+
+    /// These penalties beside other changes, for another place.
+    pub(super) fn changes(&self, others: LogitChanges) -> LogitChanges {
+        let Self { repetition, frequency, presence, .. } = *self;
+        LogitChanges { seen: self.seen.clone(), repetition, frequency, presence, ..others }
     }
 
     /// The output count of `token`, which is seen from now on.

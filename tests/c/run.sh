@@ -90,7 +90,7 @@ all() {
     fi
     build_and_run g++-c++17-static g++ -std=c++17 -x c++ static
     # A device of the emulation (tests/cuda): `cuda` asks for it, the others get it by default.
-    selected=(cuda engine generate lifecycle races)
+    selected=(cuda engine generate failure lifecycle races)
     echo "on the stand-in driver:"
     stand_in=$(tests/cuda/build.sh)
     run gcc-c99 env VRUST_CUDA_LIB_DIR="$stand_in" LD_LIBRARY_PATH="$lib:$stand_in" \

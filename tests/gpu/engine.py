@@ -5,15 +5,21 @@ first       loads the 8B shape with dummy weights and makes one token
 decode      milliseconds a step at a context of 1k, by batch size, and the share of the limit
 prefill     prompts of 1k and 8k, as a share of 790 TFLOP/s
 saturation  output tokens a second of 128/128, 1000/1000 and 2048/128, all requests at once
+page        64 requests as long as those of vLLM's first figures, as peers.py page runs them
 mix         Qwen3-0.6B, 256 sequences of 100 to 1024 in and out, as nano-vllm's bench has it
 """
 
 import json
 import os
 import random
+import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
+
+from mixes import chats
 
 from vrust import Engine, _abi
 from vrust import engine as core
@@ -96,6 +102,41 @@ def generate(made, requests):
     return seconds, count
 
 
+class Watch:
+    """How long the host took for a step beside the device, and how long the device idled."""
+
+    def __init__(self, made):
+        self.made, self.before, self.sampler = made, self.counters(made), None
+        tool = shutil.which("nvidia-smi")
+        if tool and not DRY:
+            self.sampler = subprocess.Popen(
+                [tool, "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits",
+                 "-lms", "100"], stdout=subprocess.PIPE, text=True)
+
+    @staticmethod
+    def counters(made):
+        page = made.metrics()
+        page = page.decode() if isinstance(page, bytes) else page
+
+        def value(name):
+            return float(re.search(rf"^vrust:{name}_total(?:{{.*}})? (\S+)$", page, re.M)[1])
+
+        return [value(name) for name in ("steps", "step_seconds", "model_seconds")]
+
+    def end(self):
+        """Host time of a step in milliseconds; the share of time without a kernel, if known."""
+        steps, all_of_it, model = (
+            now - then for now, then in zip(self.counters(self.made), self.before))
+        idle = "not known"
+        if self.sampler:
+            self.sampler.terminate()
+            busy = [int(x) for x in self.sampler.communicate()[0].split() if x.isdigit()]
+            # The first and the last window are not wholly of this run.
+            busy = busy[2:-2]
+            idle = f"{1 - sum(busy) / len(busy) / 100:.1%}" if busy else idle
+        return f"{(all_of_it - model) / max(1, steps) * 1e3:.3f} ms", idle
+
+
 def step_limit(batch, context):
     """Seconds of one step at least: weights and the cache, or the products."""
     c = LLAMA
@@ -122,12 +163,14 @@ def decode():
         ids = prompts(batch, context, batch)
         generate(made, [(p, 2) for p in ids])
         FINISHED.clear()
+        watch = Watch(made)
         generate(made, [(p, 1 + steps) for p in ids])
+        host, _ = watch.end()
         first, last = max(FINISHED.values())
         step = (last - first) / 1e9 / steps
         limit = step_limit(batch, context + steps / 2)
         out[f"B={batch}"] = (f"{step * 1e3:.2f} ms, {batch / step:.0f} tok/s"
-                             + share(limit / step, "of the limit"))
+                             + share(limit / step, "of the limit") + f", host {host} a step")
     made.close()
     return out
 
@@ -169,9 +212,22 @@ def mix():
            for _ in range(count)]
     requests = [(p, rng.randint(low, high)) for p in ids]
     generate(made, [(ids[0], 4)])
+    watch = Watch(made)
+    seconds, tokens = generate(made, requests)
+    host, idle = watch.end()
+    made.close()
+    return {"tok/s": round(tokens / seconds), "tokens": tokens, "seconds": round(seconds, 2),
+            "host time a step": host, "GPU idle": idle}
+
+
+def page():
+    lengths = chats(4, 20) if DRY else chats(64)
+    made = engine(LLAMA, 64 if DRY else 2048, 4 if DRY else 64)
+    generate(made, [(prompts(1, 8)[0], 2)])
+    requests = [(prompts(1, length, i)[0], tokens) for i, (length, tokens) in enumerate(lengths)]
     seconds, tokens = generate(made, requests)
     made.close()
-    return {"tok/s": round(tokens / seconds), "tokens": tokens, "seconds": round(seconds, 2)}
+    return {"tok/s": round(tokens / seconds), "tokens": tokens}
 
 
 def first():
@@ -212,7 +268,7 @@ def golden():
     return out
 
 
-TASKS = {f.__name__: f for f in (golden, first, decode, prefill, saturation, mix)}
+TASKS = {f.__name__: f for f in (golden, first, decode, prefill, saturation, mix, page)}
 
 if __name__ == "__main__":
     print(json.dumps(TASKS[sys.argv[1]]()))

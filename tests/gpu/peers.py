@@ -3,11 +3,15 @@
 ceilings      copy bandwidth and bf16 products, as torch and cuBLAS reach them
 graph         a static-KV decoder of Llama-3.1-8B's shape in a CUDA graph, in the manner of gpt-fast
 transformers  Hugging Face transformers with the same shape: static batches
+continuous    the same library's continuous batching, 64 requests at once
+page          the 64 requests of engine.py page in static batches of 32
 """
 
 import json
 import sys
 import time
+
+from mixes import chats
 
 DRY = sys.argv[2:] == ["dry"]
 HIDDEN, MIDDLE, LAYERS, HEADS, KV_HEADS, DIM, VOCAB = 4096, 14336, 32, 32, 8, 128, 128256
@@ -30,14 +34,22 @@ def ceilings(torch):
     b = torch.empty_like(a)
     copy = seconds(torch, lambda: b.copy_(a))
     out["copy"] = f"{2 * a.numel() / copy / 1e12:.2f} TB/s"
-    for m in (1, 8, 16, 32, 128, 256, 1024, 8192):
-        x = torch.randn(m, HIDDEN, dtype=torch.bfloat16, device="cuda")
-        w = torch.randn(2 * MIDDLE, HIDDEN, dtype=torch.bfloat16, device="cuda")
-        took = seconds(torch, lambda x=x, w=w: torch.nn.functional.linear(x, w))
-        flops, moved = 2 * m * w.numel(), 2 * w.numel()
-        out[f"linear {m}x{2 * MIDDLE}x{HIDDEN}"] = (
-            f"{took * 1e6:.0f} us, {flops / took / 1e12:.0f} TFLOP/s, "
-            f"{moved / took / 1e12:.2f} TB/s")
+    # Every product of a layer, and the head, at the rows of small and large steps.
+    shapes = {"qkv": ((HEADS + 2 * KV_HEADS) * DIM, HIDDEN), "out": (HIDDEN, HEADS * DIM),
+              "gate and up": (2 * MIDDLE, HIDDEN), "down": (HIDDEN, MIDDLE),
+              "head": (VOCAB, HIDDEN)}
+    for name, (n, k) in shapes.items():
+        w = torch.randn(n, k, dtype=torch.bfloat16, device="cuda")
+        for m in (1, 16, 32, 128, 256, 1024, 8192):
+            if name == "head" and m > 256:
+                continue
+            x = torch.randn(m, k, dtype=torch.bfloat16, device="cuda")
+            took = seconds(torch, lambda x=x, w=w: torch.nn.functional.linear(x, w))
+            flops, moved = 2 * m * w.numel(), 2 * w.numel()
+            out[f"cuBLASLt {name} {m}x{n}x{k}"] = (
+                f"{took * 1e6:.0f} us, {flops / took / 1e12:.0f} TFLOP/s, "
+                f"{moved / took / 1e12:.2f} TB/s")
+        del w
     return out
 
 
@@ -98,32 +110,78 @@ def graph(torch):
     return out
 
 
-def transformers(torch):
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError:
-        return {"skipped": "transformers is not installed"}
+def llama(torch, **more):
+    """The shape in transformers, with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
     config = LlamaConfig(
         hidden_size=HIDDEN, intermediate_size=MIDDLE, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, vocab_size=VOCAB,
-        max_position_embeddings=8192)
+        max_position_embeddings=8192, **more)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        model = LlamaForCausalLM(config).eval()
-    out = {}
+        return LlamaForCausalLM(config).eval()
+
+
+def static(torch, model, ids, mask, tokens):
+    """Seconds of one static batch."""
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    model.generate(ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens,
+                   do_sample=False, pad_token_id=0)
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def transformers(torch):
+    model, out = llama(torch), {}
     for batch, prompt, tokens in ((1, 1024, 32), (32, 200, 180)):
         ids = torch.randint(3, VOCAB, (batch, prompt), device="cuda")
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens,
-                       min_new_tokens=tokens, do_sample=False, pad_token_id=0)
-        torch.cuda.synchronize()
-        took = time.perf_counter() - began
+        took = static(torch, model, ids, torch.ones_like(ids), tokens)
         out[f"{batch} of {prompt}/{tokens}"] = f"{batch * tokens / took:.0f} tok/s out"
     return out
 
 
-TASKS = {"ceilings": ceilings, "graph": graph, "transformers": transformers}
+def continuous(torch):
+    from transformers import GenerationConfig
+    # Newer versions and older ones name it differently.
+    model, last = None, ""
+    for name in ("paged|sdpa", "sdpa_paged", "paged_attention"):
+        try:
+            model = llama(torch, attn_implementation=name)
+            break
+        except (ValueError, ImportError, KeyError) as e:
+            last = str(e)
+    if model is None or not hasattr(model, "generate_batch"):
+        return {"skipped": f"this transformers has no continuous batching: {last}"}
+    prompt, tokens, count = 200, 180, 64
+    ids = torch.randint(3, VOCAB, (count, prompt)).tolist()
+    config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1,
+                              pad_token_id=0, use_cuda_graph=False)
+    began = time.perf_counter()
+    answers = model.generate_batch(inputs=ids, generation_config=config)
+    took = time.perf_counter() - began
+    made = sum(len(answer.generated_tokens) for answer in answers.values())
+    return {f"{count} of {prompt}/{tokens}": f"{made / took:.0f} tok/s out"}
+
+
+def page(torch):
+    """As vLLM's own script of that time had it: batches padded to the left, run to the longest."""
+    model, seconds_of_all, wanted = llama(torch), 0.0, 0
+    lengths = chats(64)
+    for first in range(0, len(lengths), 32):
+        some = lengths[first:first + 32]
+        longest = max(prompt for prompt, _ in some)
+        ids = torch.randint(3, VOCAB, (len(some), longest), device="cuda")
+        mask = torch.ones_like(ids)
+        for row, (prompt, _) in enumerate(some):
+            mask[row, :longest - prompt] = 0
+        seconds_of_all += static(torch, model, ids, mask, max(tokens for _, tokens in some))
+        wanted += sum(tokens for _, tokens in some)
+    return {"tok/s": round(wanted / seconds_of_all), "tokens": wanted}
+
+
+TASKS = {"ceilings": ceilings, "graph": graph, "transformers": transformers,
+         "continuous": continuous, "page": page}
 
 
 def main():
@@ -133,7 +191,10 @@ def main():
         import torch
     except ImportError:
         return {"skipped": "torch is not installed"}
-    return TASKS[sys.argv[1]](torch)
+    try:
+        return TASKS[sys.argv[1]](torch)
+    except ImportError as e:
+        return {"skipped": str(e)}
 
 
 if __name__ == "__main__":

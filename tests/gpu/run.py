@@ -138,6 +138,16 @@ class Run:
             return (None if "skipped" in answer else True), answer
         return False, text
 
+    def ratio(self):
+        """The request mix of vLLM's page, where it had 24 times Hugging Face transformers."""
+        stages = self.results["stages"]
+        ours, theirs = (stages.get(name, {}).get("note") for name in ("page", "page peer"))
+        speeds = [note.get("tok/s") if isinstance(note, dict) else None for note in (ours, theirs)]
+        if None in speeds:
+            return None, f"both sides are needed: vrust {speeds[0]}, transformers {speeds[1]} tok/s"
+        return True, {"vrust / transformers, static batches": f"{speeds[0] / speeds[1]:.1f}x",
+                      "tok/s out": f"{speeds[0]} / {speeds[1]}"}
+
     def start(self):
         """From the start of a process to its first token: kernels cold, then warm."""
         cache = os.path.join(self.out, "cache")
@@ -210,7 +220,11 @@ def main():
         ("graph peer", lambda: run.python("peers.py", "graph", 60)),
         ("saturation", lambda: run.python("engine.py", "saturation", 120)),
         ("mix", lambda: run.python("engine.py", "mix", 60)),
+        ("page", lambda: run.python("engine.py", "page", 60)),
+        ("page peer", lambda: run.python("peers.py", "page", 90)),
+        ("24x page", run.ratio),
         ("transformers", lambda: run.python("peers.py", "transformers", 60)),
+        ("continuous", lambda: run.python("peers.py", "continuous", 60)),
         ("sanitizer", run.sanitizer),
     ]
     only = [name for name in arguments.only.split(",") if name]

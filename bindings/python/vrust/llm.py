@@ -9,7 +9,8 @@ from .engine import Engine
 # Taken because scripts pass them; they change nothing on the CPU.
 _WITHOUT_EFFECT = ("disable_log_stats",)
 # Options of vLLM's that are rarer ones of the engine's here.
-_OF_EXTRA = ("device", "gpu_memory_utilization", "enforce_eager", "quantization", "kv_cache_dtype")
+_OF_EXTRA = ("device", "gpu_memory_utilization", "enforce_eager", "async_scheduling",
+             "quantization", "kv_cache_dtype")
 
 
 @dataclass

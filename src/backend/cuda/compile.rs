@@ -208,20 +208,20 @@ fn c_string(text: &str) -> Result<CString> {
 }
 
 /// Where cubins are kept: nowhere if there is no home.
-fn cache_folder() -> Option<PathBuf> {
+pub(super) fn cache_folder() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let base = variable("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let base = base.or_else(|| variable("HOME").map(|home| Path::new(&home).join(".cache")));
     base.map(|base| base.join("vrust"))
 }
 
-fn read_cached(file: &Path) -> Option<Vec<u8>> {
+pub(super) fn read_cached(file: &Path) -> Option<Vec<u8>> {
     let bytes = fs::read(file).ok()?;
     let (hash, cubin) = bytes.split_at_checked(HASH)?;
     (Sha256::digest(cubin).as_slice() == hash).then(|| cubin.to_vec())
 }
 
-fn write_cached(file: &Path, cubin: &[u8]) -> std::io::Result<()> {
+pub(super) fn write_cached(file: &Path, cubin: &[u8]) -> std::io::Result<()> {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;

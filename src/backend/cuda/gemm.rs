@@ -1,7 +1,7 @@
 //! Matrix products in bf16, by cuBLASLt: `y = x W^T`, or `y += x W^T`, sums in f32.
 //!
-//! Rows are rounded up to a few sizes, so that the algorithm chosen for a size once, by the
-//! library's heuristics, serves every step; what the rows past the step's give is never read.
+//! Rows are rounded up to a few sizes, so that the algorithm chosen for a size once (`tune`) serves
+//! every step; what the rows past the step's give is never read.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -11,6 +11,7 @@ use cudarc::cublaslt::sys;
 
 use super::driver::{DevicePtr, Stream};
 use super::library::{Library, describe_search, preload};
+use super::tune::{self, CANDIDATES, Choices};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes of scratch that algorithms may use.
@@ -53,13 +54,15 @@ pub(super) struct Size {
 /// cuBLASLt, and what was chosen for each size.
 pub(super) struct Gemm {
     plans: HashMap<Size, Plan>,
+    choices: Choices,
     handle: Handle,
     workspace: DevicePtr,
 }
 
 impl Gemm {
-    /// Opens the library. `workspace` is device memory of `WORKSPACE` bytes.
-    pub(super) fn new(workspace: DevicePtr) -> Result<Self> {
+    /// Opens the library, for a device of this name. `workspace` is device memory of `WORKSPACE`
+    /// bytes.
+    pub(super) fn new(workspace: DevicePtr, device: &str) -> Result<Self> {
         preload(Library::CublasLt);
         // SAFETY: opening the library runs its constructors, which is what it is for.
         if !unsafe { sys::is_culib_present() } {
@@ -68,20 +71,41 @@ impl Gemm {
                  toolkit), which is in none of {}",
                 describe_search()
             );
-            return Err(Error::new(ErrorKind::Device, message).with("field", "device"));
+            return Err(Error::new(ErrorKind::Unsupported, message).with("field", "device"));
         }
         let mut raw = ptr::null_mut();
         // SAFETY: `raw` is written.
         check("cublasLtCreate", unsafe { sys::cublasLtCreate(&mut raw) })?;
-        Ok(Self { plans: HashMap::new(), handle: Handle(raw), workspace })
+        let handle = Handle(raw);
+        // SAFETY: the library is there.
+        let choices = Choices::new(device, unsafe { sys::cublasLtGetVersion() });
+        Ok(Self { plans: HashMap::new(), choices, handle, workspace })
     }
 
-    /// Chooses an algorithm for `size`, unless there is one.
-    pub(super) fn prepare(&mut self, size: Size) -> Result<()> {
-        if !self.plans.contains_key(&size) {
-            let plan = Plan::new(&self.handle, size)?;
-            self.plans.insert(size, plan);
+    /// Chooses an algorithm for the product's size, unless there is one.
+    ///
+    /// # Safety
+    /// As for `multiply`; what `y` holds is lost.
+    pub(super) unsafe fn prepare(&mut self, stream: &Stream, product: &Product) -> Result<()> {
+        let size = product.size;
+        if self.plans.contains_key(&size) {
+            return Ok(());
         }
+        let mut plan = Plan::new(size)?;
+        let known = self.choices.read(size).filter(|known| plan.takes(&self.handle, known));
+        plan.algorithm = match known {
+            Some(known) => known,
+            None => {
+                let candidates = plan.candidates(&self.handle)?;
+                // SAFETY: as this function's contract.
+                let launch = |a: &_| unsafe { self.launch(stream, product, &plan, a) };
+                let fastest = tune::fastest(stream, &candidates, &launch)?;
+                let fastest = fastest.ok_or_else(|| no_algorithm(size))?;
+                self.choices.write(size, &fastest);
+                fastest
+            }
+        };
+        self.plans.insert(size, plan);
         Ok(())
     }
 
@@ -91,6 +115,19 @@ impl Gemm {
     /// The addresses hold matrices of the product's size until the stream has run it.
     pub(super) unsafe fn multiply(&self, stream: &Stream, product: &Product) -> Result<()> {
         let plan = self.plans.get(&product.size).expect("a product's size is prepared");
+        // SAFETY: as this function's contract.
+        unsafe { self.launch(stream, product, plan, &plan.algorithm) }
+    }
+
+    /// # Safety
+    /// As for `multiply`.
+    unsafe fn launch(
+        &self,
+        stream: &Stream,
+        product: &Product,
+        plan: &Plan,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+    ) -> Result<()> {
         let (alpha, beta) = (1.0_f32, f32::from(u8::from(product.accumulate)));
         // SAFETY: the plan's layouts are those of the matrices; scalars are read at once, the
         // matrices as this function's contract says. C is D.
@@ -108,7 +145,7 @@ impl Gemm {
                 plan.d.0,
                 product.y as *mut c_void,
                 plan.d.0,
-                &plan.algorithm,
+                algorithm,
                 self.workspace as *mut c_void,
                 WORKSPACE,
                 stream.raw().cast(),
@@ -137,38 +174,72 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(handle: &Handle, size: Size) -> Result<Self> {
+    /// Without an algorithm yet.
+    fn new(size: Size) -> Result<Self> {
         use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
         let (rows, n, k) = (size.rows as u64, size.n as u64, size.k as u64);
         let desc = Desc::new()?;
         let (a, b) = (Layout::new(CUDA_R_16BF, k, n)?, Layout::new(CUDA_R_16BF, k, rows)?);
         let d = Layout::new(CUDA_R_32F, n, rows)?;
+        Ok(Self { desc, a, b, d, algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] } })
+    }
+
+    /// What the library proposes, best first; at least one.
+    fn candidates(&self, handle: &Handle) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
         let preference = Preference::new()?;
-        let mut found = std::mem::MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
+        type Found = std::mem::MaybeUninit<sys::cublasLtMatmulHeuristicResult_t>;
+        let mut found = [const { Found::zeroed() }; CANDIDATES];
         let mut count = 0;
-        // SAFETY: everything lives; `found` has room for the one result that is asked for.
+        // SAFETY: everything lives; `found` has room for the results that are asked for.
         check("cublasLtMatmulAlgoGetHeuristic", unsafe {
             sys::cublasLtMatmulAlgoGetHeuristic(
                 handle.0,
-                desc.0,
-                a.0,
-                b.0,
-                d.0,
-                d.0,
+                self.desc.0,
+                self.a.0,
+                self.b.0,
+                self.d.0,
+                self.d.0,
                 preference.0,
-                1,
-                found.as_mut_ptr(),
+                CANDIDATES as i32,
+                found.as_mut_ptr().cast(),
                 &mut count,
             )
         })?;
-        if count < 1 {
-            let message = format!("cuBLASLt has no algorithm for {rows} x {n} x {k} in bfloat16");
-            return Err(Error::new(ErrorKind::Device, message));
-        }
-        // SAFETY: one result was written.
-        let algorithm = unsafe { found.assume_init() }.algo;
-        Ok(Self { desc, a, b, d, algorithm })
+        let count = usize::try_from(count).unwrap_or(0).min(CANDIDATES);
+        // SAFETY: so many results were written.
+        let results = found[..count].iter().map(|found| unsafe { found.assume_init() });
+        let good = |r: &sys::cublasLtMatmulHeuristicResult_t| {
+            r.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS
+        };
+        Ok(results.filter(good).map(|result| result.algo).collect())
     }
+
+    /// Whether the library can compute this product by `algorithm` in the workspace that it has.
+    fn takes(&self, handle: &Handle, algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
+        let mut found = std::mem::MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
+        let (a, b, d) = (self.a.0, self.b.0, self.d.0);
+        // SAFETY: everything lives; `found` has room for the result.
+        let code = unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                handle.0,
+                self.desc.0,
+                a,
+                b,
+                d,
+                d,
+                algorithm,
+                found.as_mut_ptr(),
+            )
+        };
+        // SAFETY: zeroed, which is a valid result, or written.
+        let found = unsafe { found.assume_init() };
+        code == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && found.workspaceSize <= WORKSPACE
+    }
+}
+
+fn no_algorithm(Size { rows, n, k }: Size) -> Error {
+    let message = format!("cuBLASLt has no algorithm for {rows} x {n} x {k} in bfloat16");
+    Error::new(ErrorKind::Device, message)
 }
 
 struct Desc(sys::cublasLtMatmulDesc_t);

@@ -99,6 +99,11 @@ pub(super) struct Kernels {
     pub(super) gemm: ByWeight,
     pub(super) fill_blocks: Function,
     pub(super) sample: Function,
+    pub(super) edit_logits: Function,
+    pub(super) row_scale: Function,
+    pub(super) top_logprobs: Function,
+    pub(super) token_logprobs: Function,
+    pub(super) take_tokens: Function,
     /// In bfloat16.
     pub(super) tensor: Option<Tensor>,
     /// Functions live as long as these.
@@ -188,6 +193,11 @@ impl Kernels {
             gemm: modules.by_weight("gemm.cu", "gemm")?,
             fill_blocks: modules.find("blocks.cu", &format!("fill_blocks_{cache}"))?,
             sample: modules.find("sample.cu", "sample")?,
+            edit_logits: modules.find("sample.cu", "edit_logits")?,
+            row_scale: modules.find("sample.cu", "row_scale")?,
+            top_logprobs: modules.find("sample.cu", "top_logprobs")?,
+            token_logprobs: modules.find("sample.cu", "token_logprobs")?,
+            take_tokens: modules.find("sample.cu", "take_tokens")?,
             tensor,
             _modules: modules,
         })

@@ -9,12 +9,15 @@
 //!
 //! One thread, the engine's worker, makes every call. A step's ops are only noted down; at the
 //! synchronisation point they are launched on the engine's own stream, or replayed as a graph
-//! where the step is a decode of a size seen before. Nothing is allocated on the device after
+//! where the step is a decode of a size seen before. A step whose tokens are drawn on the device
+//! is only submitted: the host prepares the next one beside it, whose input takes those tokens
+//! where they lie. Nothing is allocated on the device after
 //! `allocate`. The primary context is shared with the host and never reset.
 
 mod attention;
 mod boxes;
 mod compile;
+mod draws;
 mod driver;
 mod gemm;
 mod graphs;
@@ -32,20 +35,23 @@ mod room;
 mod rows;
 mod run;
 mod step;
+mod submit;
+mod tune;
 mod upload;
 mod work;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{BlockCopy, BlockId, TokenId};
+use crate::ids::{BlockCopy, BlockId};
 
 use super::{
-    ActId, Activation, Attention, Backend, BackendCounters, ComputeType, DrawRule, KvSpec,
+    ActId, Activation, Attention, Backend, BackendCounters, ComputeType, DrawRule, Drawn, KvSpec,
     LinearId, LinearRole, LinearSpec, RopeId, RopeSpec, RopeWrite, SeqInput, StepInput, StepLimits,
     VectorId,
 };
 
+use draws::Draws;
 use driver::{Context, DevicePtr, Pinned, Stream};
 use gemm::Gemm;
 use graphs::Graphs;
@@ -153,8 +159,11 @@ struct StepMemory {
     logits: DevicePtr,
     /// Partial sums of products, and partial results of attention.
     partial: DevicePtr,
+    /// As `logits`, after changes.
+    edited: DevicePtr,
     /// As `logits`, on the host.
     logits_host: Pinned,
+    draws: Draws,
 }
 
 /// The step that is being described or run.
@@ -173,10 +182,12 @@ struct Step {
     ops: Vec<Op>,
     /// The input is not yet on the device.
     is_new: bool,
+    /// Rows whose tokens are those that the step before drew.
+    num_fed: usize,
     /// The last `logits` call: head, activation and rows; launched with the ops.
     logits: Option<(LinearId, ActId)>,
     logits_rows: Vec<u32>,
-    /// Something was launched that nobody has waited for.
+    /// Something was launched, and not as a whole step, that nobody has waited for.
     in_flight: bool,
 }
 
@@ -204,7 +215,7 @@ impl CudaBackend {
             ComputeType::F32 => None,
             ComputeType::Bf16 => {
                 let workspace = arena.take(&context, gemm::WORKSPACE, "cuBLASLt's workspace")?;
-                Some(Gemm::new(workspace)?)
+                Some(Gemm::new(workspace, &device.name)?)
             }
         };
         let work = WorkLists::new(device.is_hopper());
@@ -406,14 +417,32 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn draw(&mut self, rules: &[DrawRule]) -> Result<Option<Vec<Option<TokenId>>>> {
-        self.run()?;
-        self.run_draw(rules).map(Some)
-    }
-
     fn finish_step(&mut self) -> Result<()> {
         self.run()?;
         self.wait()
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn submit(
+        &mut self,
+        head: LinearId,
+        x: ActId,
+        rows: &[u32],
+        rules: &[DrawRule],
+    ) -> Result<bool> {
+        self.run_submit(head, x, rows, rules)
+    }
+
+    fn feed(&mut self, places: &[(u32, u32)]) {
+        self.feed_rows(places);
+    }
+
+    fn collect(&mut self) -> Result<Vec<Drawn>> {
+        let memory = self.memory.as_mut().expect("the engine allocates before the first step");
+        memory.draws.collect()
     }
 
     fn counters(&self) -> BackendCounters {

@@ -1,5 +1,6 @@
 //! How much memory steps and the KV pool get.
 
+use super::draws::{DrawLimits, Draws};
 use super::driver::Pinned;
 use super::graphs::Graphs;
 use super::kv::KvPool;
@@ -40,6 +41,7 @@ impl CudaBackend {
         let bytes = self.step_bytes(&limits, groups);
         let bytes = bytes.ok_or_else(|| memory::too_large("a step's memory"))?;
         let words = self.largest_layout(&limits, groups).end();
+        let draw_limits = self.draw_limits(&limits);
         self.arena.reserve(&self.context, bytes.iter().sum(), "a step's activations")?;
         let mut taken = bytes
             .iter()
@@ -49,10 +51,20 @@ impl CudaBackend {
             activation.memory = next()?;
         }
         let (staging, scratch) = (Staging::new(next()?, words)?, next()?);
-        let (gathered, logits, partial) = (next()?, next()?, next()?);
+        let (gathered, logits, partial, edited) = (next()?, next()?, next()?, next()?);
+        let draws = Draws::new(draw_limits, next()?, next()?)?;
         let logits_bytes = limits.max_logits_rows * self.widest.vocabulary * 4;
         let logits_host = Pinned::new(logits_bytes)?;
-        self.memory = Some(StepMemory { staging, scratch, gathered, logits, partial, logits_host });
+        self.memory = Some(StepMemory {
+            staging,
+            scratch,
+            gathered,
+            logits,
+            partial,
+            edited,
+            logits_host,
+            draws,
+        });
         let pool = self.kv_block_bytes(kv).checked_mul(num_blocks);
         let pool = pool.ok_or_else(|| memory::too_large("kv_cache_memory_bytes"))?;
         let pool = self.arena.take(&self.context, pool, "the KV cache");
@@ -84,6 +96,12 @@ impl CudaBackend {
         self.layout(limits, groups, (rows, Graphs::batch_size(limits.max_seqs)))
     }
 
+    /// Every row of a step may be asked for: a prompt's tokens are scored one by one.
+    fn draw_limits(&self, limits: &StepLimits) -> DrawLimits {
+        let rows = limits.max_tokens.max(limits.max_seqs);
+        DrawLimits::new(rows, limits.max_seqs, self.widest.vocabulary)
+    }
+
     /// Floats of partial results that a step may need.
     fn partial_floats(&self, limits: &StepLimits) -> usize {
         if self.compute() == ComputeType::F32 {
@@ -104,7 +122,7 @@ impl CudaBackend {
     }
 
     /// Bytes of each part of the memory of steps: activations in order, then those of
-    /// `StepMemory` in order.
+    /// `StepMemory` in order, the two of draws last.
     fn step_bytes(&self, limits: &StepLimits, groups: usize) -> Option<Vec<usize>> {
         let rows = gemm::padded_rows(limits.max_tokens);
         let logits_rows = gemm::padded_rows(limits.max_logits_rows);
@@ -123,6 +141,10 @@ impl CudaBackend {
         bytes.push(matrix(logits_rows, self.widest.input, 4)?);
         bytes.push(matrix(logits_rows, self.widest.vocabulary, 4)?);
         bytes.push(matrix(self.partial_floats(limits), 1, 4)?);
+        bytes.push(matrix(logits_rows, self.widest.vocabulary, 4)?);
+        let draws = self.draw_limits(limits);
+        bytes.push(matrix(draws.input(), 1, 4)?);
+        bytes.push(matrix(draws.output(), 1, 4)?);
         Some(bytes)
     }
 }

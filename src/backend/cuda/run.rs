@@ -1,18 +1,16 @@
 //! A step from its input to the end: staged, launched or replayed, waited for.
 
 use super::CudaBackend;
-use super::driver::Grid;
+use super::driver::{DevicePtr, Grid};
+use super::gemm::Product;
 use super::graphs::{Graphs, Plan};
 use super::launch::{Launcher, params};
 use super::linear::Linear;
 use super::op::Op;
 use super::product::product_size;
-use crate::backend::{DrawRule, LinearId, StepInput};
+use crate::backend::{LinearId, StepInput};
 use crate::error::Result;
-use crate::ids::{BlockId, TokenId};
-
-/// Bytes of shared memory of `sample`.
-const SAMPLE_SHARED: u32 = 18_960;
+use crate::ids::BlockId;
 
 impl CudaBackend {
     /// Takes the step's input.
@@ -51,6 +49,7 @@ impl CudaBackend {
         step.copies.extend_from_slice(input.block_copies);
         step.ops.clear();
         step.logits = None;
+        step.num_fed = 0;
         step.is_new = true;
         self.counters.steps += 1;
     }
@@ -93,6 +92,7 @@ impl CudaBackend {
             }
             let layout = &self.step.layout;
             self.step_memory().staging.copy(&self.stream, layout, &self.step.tables)?;
+            self.launch_feed()?;
         }
         if ops.is_empty() || self.step.layout.rows == 0 {
             return Ok(());
@@ -122,20 +122,41 @@ impl CudaBackend {
     /// Chooses algorithms before anything is launched or captured.
     fn prepare(&mut self, ops: &[Op]) -> Result<()> {
         for op in ops {
-            if let Op::Linear { weight, .. } = *op {
-                self.prepare_product(weight, self.step.layout.rows)?;
+            if let Op::Linear { weight, out, .. } = *op {
+                let to = self.activations[out.0 as usize].memory;
+                let scratch = self.step_memory().scratch;
+                self.prepare_product(weight, self.step.layout.rows, (scratch, to))?;
             }
         }
         Ok(())
     }
 
-    fn prepare_product(&mut self, weight: LinearId, rows: usize) -> Result<()> {
+    /// For the logits of `rows` rows.
+    pub(super) fn prepare_head(&mut self, head: LinearId, rows: usize) -> Result<()> {
+        let memory = self.step_memory();
+        let places = (memory.gathered, memory.logits);
+        self.prepare_product(head, rows, places)
+    }
+
+    /// Input and output of the product are read and written where it must be timed.
+    fn prepare_product(
+        &mut self,
+        weight: LinearId,
+        rows: usize,
+        (x, y): (DevicePtr, DevicePtr),
+    ) -> Result<()> {
         let linear = *self.linear_of(weight);
         if self.is_skinny(&linear, rows) {
             return Ok(());
         }
         match &mut self.gemm {
-            Some(gemm) => gemm.prepare(product_size(&linear, rows)),
+            Some(gemm) => {
+                let size = product_size(&linear, rows);
+                let product = Product { x, weight: linear.weight, y, size, accumulate: false };
+                // SAFETY: scratch and activations have room for padded rows of every layer. What
+                // they hold belongs to earlier steps, which have read it by then.
+                unsafe { gemm.prepare(&self.stream, &product) }
+            }
             None => Ok(()),
         }
     }
@@ -160,7 +181,7 @@ impl CudaBackend {
         let tokens = self.step.num_tokens;
         let known = self.step.logits_rows.iter().all(|&row| (row as usize) < tokens);
         assert!(known, "logits are asked for of the step's rows");
-        self.prepare_product(head, count)?;
+        self.prepare_head(head, count)?;
         let head = *self.linear_of(head);
         self.step.in_flight = true;
         let memory = self.memory.as_mut().expect("the engine allocates before the first step");
@@ -183,32 +204,6 @@ impl CudaBackend {
         unsafe { self.stream.copy_to_host(&mut memory.logits_host, memory.logits, bytes)? };
         self.wait()?;
         Ok((count, head.rows))
-    }
-
-    /// Computes the logits that were asked for last, draws a token from each row, and waits until
-    /// the tokens are on the host.
-    pub(super) fn run_draw(&mut self, rules: &[DrawRule]) -> Result<Vec<Option<TokenId>>> {
-        let Some((head, count)) = self.launch_logits()? else {
-            self.wait()?;
-            return Ok(Vec::new());
-        };
-        assert_eq!(rules.len(), count, "each row of logits has a rule");
-        let memory = self.memory.as_mut().expect("logits were launched in it");
-        let rules = memory.staging.copy_rules(&self.stream, &self.step.layout, rules)?;
-        // What the logits were computed from is not needed any more.
-        let (tokens, logits, vocab) = (memory.gathered, memory.logits, head.rows as u32);
-        let grid = Grid { shared: SAMPLE_SHARED, ..Grid::new(count, 1, 1024) };
-        let kernel = self.kernels.sample;
-        // SAFETY: the logits are `[count, vocab]`, and there are as many rules; a gathered row is
-        // at least as wide as a token.
-        unsafe {
-            self.stream.launch(kernel, grid, params![tokens, logits, rules, vocab])?;
-            self.stream.copy_to_host(&mut memory.logits_host, tokens, 4 * count)?;
-        }
-        self.wait()?;
-        let memory = self.memory.as_mut().expect("logits were launched in it");
-        let tokens = memory.logits_host.words_mut()[..count].iter();
-        Ok(tokens.map(|&token| (token != u32::MAX).then_some(TokenId(token))).collect())
     }
 
     /// Waits until everything has run.

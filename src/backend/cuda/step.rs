@@ -1,7 +1,7 @@
 //! A step's input on its way to the device: written to page-locked memory, copied in one piece.
 //!
 //! ```text
-//!  logits_rows | rules | token_ids | positions | row_seq | slots by group | seqs
+//!  logits_rows | fed | token_ids | positions | row_seq | slots by group | seqs
 //!  | counts, pieces and merges by window | tiles | block tables by group
 //! ```
 //!
@@ -10,15 +10,13 @@
 
 use super::driver::{DevicePtr, Pinned, Stream};
 use super::work::{MAX_WINDOWS, Room, WORK_WORDS, WorkLists};
-use crate::backend::{DrawRule, StepInput, StepLimits};
+use crate::backend::{StepInput, StepLimits};
 use crate::error::Result;
 
 /// A row that no sequence has, and a slot that is not written: rows that fill up a graph's batch.
-const NOBODY: u32 = u32::MAX;
+pub(super) const NOBODY: u32 = u32::MAX;
 /// Words of a sequence's entry.
 const SEQ_WORDS: usize = 8;
-/// Words of a `SampleRow` of kernels/README.md.
-const RULE_WORDS: usize = 16;
 
 /// Where the parts lie, in words of 32 bits.
 #[derive(Clone, Copy, Default)]
@@ -28,6 +26,7 @@ pub(super) struct Layout {
     seqs: usize,
     groups: usize,
     max_logits_rows: usize,
+    max_seqs: usize,
     max_block_table: usize,
     /// For lists of work; none where nobody plans attention.
     room: Room,
@@ -42,21 +41,21 @@ impl Layout {
         (rows, seqs): (usize, usize),
         multiprocessors: usize,
     ) -> Self {
-        let StepLimits { max_logits_rows, max_block_table, .. } = *limits;
+        let StepLimits { max_logits_rows, max_seqs, max_block_table, .. } = *limits;
         let room = match multiprocessors {
             0 => Room::default(),
             _ => Room::new(rows, seqs, multiprocessors),
         };
-        Self { rows, seqs, groups, max_logits_rows, max_block_table, room }
+        Self { rows, seqs, groups, max_logits_rows, max_seqs, max_block_table, room }
     }
 
-    /// How tokens are drawn from the logits.
-    pub(super) fn rules(&self) -> usize {
+    /// Pairs: a row, and which token drawn before is its own.
+    pub(super) fn fed(&self) -> usize {
         aligned(self.max_logits_rows)
     }
 
     pub(super) fn token_ids(&self) -> usize {
-        self.rules() + RULE_WORDS * self.max_logits_rows
+        self.fed() + aligned(2 * self.max_seqs)
     }
 
     pub(super) fn positions(&self) -> usize {
@@ -104,20 +103,23 @@ impl Layout {
 }
 
 /// Parts begin at multiples of 16 bytes.
-fn aligned(words: usize) -> usize {
+pub(super) fn aligned(words: usize) -> usize {
     words.next_multiple_of(4)
 }
 
-/// The memory that steps' inputs go through.
+/// The memory that steps' inputs go through. Steps write to the host's two sides in turn: the
+/// copy of one may not have run when the next is written.
 pub(super) struct Staging {
-    host: Pinned,
+    host: [Pinned; 2],
+    turn: usize,
     device: DevicePtr,
 }
 
 impl Staging {
     /// `device` is memory of `words` words, as many as `host` gets.
     pub(super) fn new(device: DevicePtr, words: usize) -> Result<Self> {
-        Ok(Self { host: Pinned::new(4 * words)?, device })
+        let host = [Pinned::new(4 * words)?, Pinned::new(4 * words)?];
+        Ok(Self { host, turn: 0, device })
     }
 
     /// The device's address of a word.
@@ -125,9 +127,10 @@ impl Staging {
         self.device + 4 * word as u64
     }
 
-    /// Writes a step's input. The copy of the step before has been waited for.
+    /// Writes a step's input. The copy of the step before the last has been waited for.
     pub(super) fn write(&mut self, layout: &Layout, input: &StepInput<'_>) {
-        let words = self.host.words_mut();
+        self.turn ^= 1;
+        let words = self.host[self.turn].words_mut();
         let tokens = input.token_ids.iter().map(|token| token.0);
         fill(&mut words[layout.token_ids()..][..layout.rows], tokens, 0);
         let positions = input.positions.iter().copied();
@@ -151,9 +154,16 @@ impl Staging {
         }
     }
 
+    /// Writes which rows' tokens were drawn on the device.
+    pub(super) fn write_fed(&mut self, layout: &Layout, places: &[(u32, u32)]) {
+        let words = self.host[self.turn].words_mut();
+        let to = &mut words[layout.fed()..][..2 * places.len()];
+        fill(to, places.iter().flat_map(|&(row, drawn)| [row, drawn]), 0);
+    }
+
     /// Writes the lists of a step's work, for which the layout has room.
     pub(super) fn write_work(&mut self, layout: &Layout, work: &WorkLists) {
-        let words = self.host.words_mut();
+        let words = self.host[self.turn].words_mut();
         for (window, lists) in work.windows().iter().enumerate() {
             let counts = [lists.pieces.len() as u32, 0, 0, 0, lists.merges.len() as u32, 0, 0, 0];
             words[layout.counts(window)..][..WORK_WORDS].copy_from_slice(&counts);
@@ -177,33 +187,18 @@ impl Staging {
 
     /// Adds the copy of a step's input to the stream; `tables` are the lengths of the block tables.
     pub(super) fn copy(&self, stream: &Stream, layout: &Layout, tables: &[usize]) -> Result<()> {
-        let first = layout.token_ids();
+        let (host, first) = (&self.host[self.turn], layout.fed());
         let end = layout.block_table(0) + tables.first().copied().unwrap_or(0);
         // SAFETY: both sides have as many words as the layout of the largest step; the host's side
-        // is written only after the stream was waited for.
+        // is written again only after a later step was waited for.
         unsafe {
-            stream.copy_to_device(self.address(first), &self.host, 4 * first, 4 * (end - first))?;
+            stream.copy_to_device(self.address(first), host, 4 * first, 4 * (end - first))?;
             for (group, &words) in tables.iter().enumerate().skip(1) {
                 let at = layout.block_table(group);
-                stream.copy_to_device(self.address(at), &self.host, 4 * at, 4 * words)?;
+                stream.copy_to_device(self.address(at), host, 4 * at, 4 * words)?;
             }
         }
         Ok(())
-    }
-
-    /// Adds the copy of rules to the stream, to their place, which is their address.
-    pub(super) fn copy_rules(
-        &mut self,
-        stream: &Stream,
-        layout: &Layout,
-        rules: &[DrawRule],
-    ) -> Result<DevicePtr> {
-        let (at, len) = (layout.rules(), RULE_WORDS * rules.len());
-        fill(&mut self.host.words_mut()[at..][..len], rules.iter().flat_map(rule_words), 0);
-        // SAFETY: `len` words were found on the host's side, and the device's is as long; the
-        // stream is waited for before the next rules.
-        unsafe { stream.copy_to_device(self.address(at), &self.host, 4 * at, 4 * len)? };
-        Ok(self.address(at))
     }
 
     /// Adds the copy of a list to the stream, to the place of `logits_rows`, which is its address.
@@ -212,31 +207,17 @@ impl Staging {
         stream: &Stream,
         list: impl ExactSizeIterator<Item = u32>,
     ) -> Result<DevicePtr> {
-        let len = list.len();
-        fill(&mut self.host.words_mut()[..len], list, 0);
+        let (len, host) = (list.len(), &mut self.host[self.turn]);
+        fill(&mut host.words_mut()[..len], list, 0);
         // SAFETY: `len` words were found on the host's side, and the device's is as long; the
         // stream is waited for before the next list.
-        unsafe { stream.copy_to_device(self.device, &self.host, 0, 4 * len)? };
+        unsafe { stream.copy_to_device(self.device, host, 0, 4 * len)? };
         Ok(self.device)
     }
 }
 
-/// A `SampleRow` that asks for nothing but filters and noise.
-fn rule_words(rule: &DrawRule) -> [u32; RULE_WORDS] {
-    let mut words = [0; RULE_WORDS];
-    (words[0], words[1]) = (rule.seed as u32, (rule.seed >> 32) as u32);
-    words[2] = rule.position;
-    words[3] = rule.temperature.to_bits();
-    words[4] = rule.top_k;
-    (words[5], words[6]) = (rule.top_p.to_bits(), rule.ln_min_p.to_bits());
-    // No edits, nothing seen; a repetition penalty of 1 is off; no mask.
-    words[11] = 1.0_f32.to_bits();
-    words[14] = NOBODY;
-    words
-}
-
 /// Values, then `rest` to the end.
-fn fill(words: &mut [u32], values: impl Iterator<Item = u32>, rest: u32) {
+pub(super) fn fill(words: &mut [u32], values: impl Iterator<Item = u32>, rest: u32) {
     let mut words = words.iter_mut();
     for value in values {
         *words.next().expect("a step is within its limits") = value;
@@ -256,7 +237,7 @@ mod tests {
         let room = layout.room;
         let parts = [
             (0, 7),
-            (layout.rules(), 7 * RULE_WORDS),
+            (layout.fed(), 10),
             (layout.token_ids(), 33),
             (layout.positions(), 33),
             (layout.row_seq(), 33),

@@ -194,3 +194,44 @@ fn words_become_one_or_two_sequences() {
     let error = bad_word_sequences(&many, &mut encode).unwrap_err();
     assert!(error.message().contains("at most 128 token sequences, got 130"), "{error}");
 }
+
+#[test]
+fn what_another_place_is_told_follows_the_tokens_that_are_drawn_and_not_accepted() {
+    let params = ResolvedParams {
+        min_tokens: 2,
+        logit_bias: [(TokenId(3), 1.5), (TokenId(5), -2.0)].into(),
+        ..greedy()
+    };
+    let mut sampler = SequenceSampler::new(&params, &[], &ids(&[9, 5]), Vec::new(), 7);
+    let added = |sampler: &SequenceSampler, pending| sampler.draw(pending).unwrap().changes;
+    let both = vec![(TokenId(3), 1.5), (TokenId(5), MASKED), (TokenId(9), MASKED)];
+    let bias = vec![(TokenId(3), 1.5), (TokenId(5), -2.0)];
+    assert!(!sampler.looks_back());
+    assert_eq!(added(&sampler, 1).unwrap().add, both);
+    assert_eq!(added(&sampler, 2).unwrap().add, bias);
+    sampler.accept(TokenId(1));
+    assert_eq!(added(&sampler, 0).unwrap().add, both);
+    assert_eq!(added(&sampler, 1).unwrap().add, bias);
+    // Nothing to change is nothing said.
+    let plain = SequenceSampler::new(&greedy(), &[], &[], Vec::new(), 7);
+    assert_eq!(added(&plain, 0), None);
+}
+
+#[test]
+fn penalties_and_words_of_several_tokens_look_back() {
+    let with = |words: &[&[u32]]| {
+        let words = words.iter().map(|word| ids(word)).collect();
+        SequenceSampler::new(&greedy(), &[], &[], words, 7)
+    };
+    assert!(!with(&[&[4], &[6]]).looks_back());
+    assert!(with(&[&[4], &[6, 7]]).looks_back());
+    let hidden = with(&[&[6], &[4]]).draw(0).unwrap().changes.unwrap().add;
+    assert_eq!(hidden, vec![(TokenId(4), MASKED), (TokenId(6), MASKED)]);
+    let params = ResolvedParams { frequency_penalty: 0.5, ..greedy() };
+    let mut sampler = SequenceSampler::new(&params, &ids(&[8]), &[], Vec::new(), 7);
+    assert!(sampler.looks_back());
+    sampler.accept(TokenId(2));
+    sampler.accept(TokenId(2));
+    let changes = sampler.draw(0).unwrap().changes.unwrap();
+    assert_eq!((changes.seen, changes.repetition), (vec![(TokenId(2), 2)], 1.0));
+}

@@ -305,6 +305,81 @@ CHECK(logprobs_of_tokens) {
   }
 }
 
+namespace {
+
+float fast_exp(float x) {
+  x = x > -87.0f ? x : -87.0f;
+  volatile float product = x * 1.44269504088896f;
+  float rounded = product + 12582912.0f, n = rounded - 12582912.0f;
+  volatile float high = n * (355.0f / 512.0f), low = n * -2.1219444e-4f;
+  float r = (x - high) - low, p = 1.0f / 5040.0f;
+  for (float term : {1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f}) {
+    product = p * r;
+    p = product + term;
+  }
+  u32 bits, one = 0x3f800000u;
+  std::memcpy(&bits, &rounded, 4);
+  bits = (bits << 23) + one;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+}  // namespace
+
+CHECK(scale_of_rows) {
+  for (u32 vocab : {1u, 9u, 511u, 520u, 70001u}) {
+    const u32 rows = 4;
+    Random random(vocab);
+    auto logits = random.normals(size_t{rows} * vocab, 6);
+    logits[size_t{2} * vocab + vocab / 2] = NAN;
+    for (u32 i = 0; i < vocab; i++) logits[size_t{3} * vocab + i] = i == 5 ? 2.0f : -INFINITY;
+    if (vocab < 6) logits[3 * vocab] = 2.0f;
+    std::vector<u32> want;
+    for (u32 r = 0; r < rows; r++) {
+      const float* row = &logits[size_t{r} * vocab];
+      float max = *std::max_element(row, row + vocab);
+      double total = 0;
+      for (u32 run = 0; run < vocab; run += 512) {
+        double sum = 0;
+        for (u32 lane = 0; lane < 8; lane++) {
+          float part = 0;
+          for (u32 i = run + lane; i < std::min(vocab, run + 512); i += 8) {
+            part += fast_exp(row[i] - max);
+          }
+          sum += part;
+        }
+        total += sum;
+      }
+      u32 words[4] = {0x7fc00000u, 0, 0, 0};
+      if (r != 2) {
+        std::memcpy(words, &max, 4);
+        std::memcpy(words + 2, &total, 8);
+      }
+      want.insert(want.end(), words, words + 4);
+    }
+    c.shape(std::to_string(vocab));
+    auto out = c.room<u32>(4 * rows);
+    c.run("row_scale", {rows}, 1024, kShared, out, c.put(logits), vocab);
+    c.equal(out, want);
+  }
+}
+
+CHECK(tokens_that_were_drawn) {
+  for (u32 count : {1u, 300u}) {
+    auto order = Random(count).permutation(2 * count);
+    std::vector<u32> from, places, want(2 * count, 7u);
+    for (u32 i = 0; i < count; i++) from.push_back(1000 + i);
+    for (u32 i = 0; i < count; i++) {
+      places.insert(places.end(), {order[i], count - 1 - i});
+      want[order[i]] = from[count - 1 - i];
+    }
+    auto to = c.put(std::vector<u32>(2 * count, 7u));
+    c.run("take_tokens", {ceil_div(count, 256)}, 256, 0, to, c.put(from), c.put(places), count);
+    c.equal(to, want);
+  }
+}
+
 // The tokens that src/sampling/tests/noise.rs promises for ever.
 CHECK(sample_noise_is_the_hosts) {
   const u32 vocab = 1000;

@@ -1,9 +1,12 @@
 // A libcublasLt with one product: D = alpha op(A) op(B) + beta C in plain loops, columns-major as
 // there, f32 or bf16 elements, sums in f32 in ascending order. Work goes through the stand-in
 // driver's streams, so that it is captured and runs late like everything else.
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <set>
+#include <thread>
 #include <vector>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -75,6 +78,7 @@ struct Product {
   float alpha, beta;
   const void *A, *B, *C;
   void* D;
+  int id = 0;
 };
 
 // op(M) by rows of `inner` elements: rows of op(A), columns of op(B).
@@ -102,8 +106,14 @@ float dot(const float* x, const float* y, size_t n) {
   return sum;
 }
 
+// The algorithm that is faster than the others; -1: none is.
+std::atomic<int> fast{-1};
+// Calls so far.
+std::atomic<uint64_t> heuristics, products[kAlgorithms];
+
 void run(void* data) {
   const Product& p = *static_cast<Product*>(data);
+  if (fast >= 0 && p.id != fast) std::this_thread::sleep_for(std::chrono::milliseconds(3));
   size_t m = p.d.rows, n = p.d.columns;
   size_t k = p.desc.trans_a ? p.a.rows : p.a.columns;
   std::vector<float> a = gather(p.A, p.a, p.desc.trans_a != 0, k, m);
@@ -160,6 +170,12 @@ bool is_ours(const Algorithm* algorithm) {
 }
 
 }  // namespace
+
+// For tests: which algorithm is the fastest, how often heuristics were asked, and how many products
+// an algorithm was asked for.
+EXPORT void vrust_emu_fast_algorithm(int id) { fast = id; }
+EXPORT uint64_t vrust_emu_heuristics() { return heuristics; }
+EXPORT uint64_t vrust_emu_products(int id) { return products[id]; }
 
 EXPORT int cublasLtCreate(void** handle) {
   *handle = new int(1);
@@ -245,6 +261,7 @@ EXPORT int cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute,
 EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, void* desc, void* a, void* b, void* c, void* d,
                                           void*, int requested, Heuristic* results,
                                           int* returned) {
+  heuristics++;
   *returned = 0;
   Status status = check(*static_cast<Description*>(desc), *static_cast<Layout*>(a),
                         *static_cast<Layout*>(b), *static_cast<Layout*>(c),
@@ -291,11 +308,13 @@ EXPORT int cublasLtMatmul(void* handle, void* desc, const float* alpha, const vo
                           size_t workspace_size, void* stream) {
   if (!handle) return kNotInitialized;
   Product p{*static_cast<Description*>(desc), *static_cast<Layout*>(a), *static_cast<Layout*>(b),
-            *static_cast<Layout*>(c), *static_cast<Layout*>(d), *alpha, *beta, A, B, C, D};
+            *static_cast<Layout*>(c), *static_cast<Layout*>(d), *alpha, *beta, A, B, C, D, 0};
   Status status = check(p.desc, p.a, p.b, p.c, p.d);
   if (status != kSuccess) return status;
   if (algorithm && !is_ours(algorithm)) return kInvalidValue;
   if (workspace_size && !vrust_emu_is_device(workspace, workspace_size)) return kInvalidValue;
+  if (algorithm) p.id = static_cast<int>(algorithm->data[1]);
+  products[p.id]++;
   if (!fits(A, p.a) || !fits(B, p.b) || !fits(D, p.d)) return kInvalidValue;
   if (p.beta != 0 && !fits(C, p.c)) return kInvalidValue;
   auto drop = [](void* data) { delete static_cast<Product*>(data); };

@@ -49,6 +49,10 @@ uint64_t alive(const std::string& what) {
   if (what == "modules") return s.modules.size();
   if (what == "launches") return s.counts.launches;
   if (what == "allocs") return s.counts.allocs;
+  if (what.rfind("kernel:", 0) == 0) {
+    auto found = s.counts.by_kernel.find(what.substr(7));
+    return found == s.counts.by_kernel.end() ? 0 : found->second;
+  }
   if (what == "contexts") {
     uint64_t retained = 0;
     for (const Context& c : s.contexts) retained += static_cast<uint64_t>(c.retained);

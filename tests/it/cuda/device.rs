@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
-use vrust::config::{Device, EngineOptions, Quantization};
+use vrust::config::{Device, EngineOptions, ModelDType, Quantization};
 use vrust::engine::Engine;
 use vrust::error::{Error, ErrorKind};
 
@@ -65,6 +65,70 @@ fn devices_are_those_that_the_driver_shows() {
         assert_eq!(error.kind(), ErrorKind::Device);
         assert_eq!(error.detail()["field"], "device");
         assert!(error.message().contains("cuda:0 to cuda:1"), "{error}");
+    });
+}
+
+/// What `CUDA_VISIBLE_DEVICES` says is the driver's business: ordinals count what it shows, also
+/// where that is a part of a GPU.
+#[test]
+fn visible_devices_and_parts_of_a_gpu_are_the_drivers_business() {
+    let test = "cuda::device::visible_devices_and_parts_of_a_gpu_are_the_drivers_business";
+    if let Ok(expected) = std::env::var("VRUST_TEST_SHOWN") {
+        return on_stand_in(test, &[], || {
+            let expected: u32 = expected.parse().unwrap();
+            for ordinal in 0..expected {
+                let mut options = options("llama3");
+                options.device = Device::Cuda(ordinal);
+                assert!(backend(&ready(options)).starts_with(&format!("cuda:{ordinal} (")));
+            }
+            let mut options = options("llama3");
+            options.device = Device::Cuda(expected);
+            let error = refused(options);
+            let said = ["no CUDA-capable device", "one device, cuda:0", "cuda:0 to cuda:1"];
+            assert!(error.message().contains(said[expected as usize]), "{error}");
+        });
+    }
+    let part = "MIG-3c1e2a80-5b9b-5a4a-9f0e-0123456789ab";
+    for (shown, expected) in [("2,0", "2"), ("", "0"), ("-1", "0"), ("1,9,0", "1"), (part, "1")] {
+        let env = [
+            ("VRUST_EMU_DEVICES", "4"),
+            ("CUDA_VISIBLE_DEVICES", shown),
+            ("VRUST_TEST_SHOWN", expected),
+        ];
+        on_stand_in(test, &env, || ());
+    }
+}
+
+#[test]
+fn without_cublaslt_bfloat16_is_an_error_that_names_it_and_float32_serves() {
+    let test =
+        "cuda::device::without_cublaslt_bfloat16_is_an_error_that_names_it_and_float32_serves";
+    let dir = TempDir::new();
+    for library in ["libcuda.so.1", "libnvrtc.so.13"] {
+        symlink(library_folder().join(library), dir.join(library)).unwrap();
+    }
+    let folder = dir.path().to_str().unwrap().to_owned();
+    let env = [("VRUST_CUDA_LIB_DIR", folder.as_str()), ("LD_LIBRARY_PATH", folder.as_str())];
+    in_child(test, &env, || {
+        let cpu = ready(options("llama3"));
+        let float32 = ready(on_cuda(options("llama3")));
+        let mut bf16 = on_cuda(options("llama3"));
+        bf16.dtype = ModelDType::BFloat16;
+        let engine = Engine::create(bf16).unwrap();
+        let Err(error) = engine.wait_ready(None) else {
+            println!("cuBLASLt is installed here");
+            return;
+        };
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(error.detail()["field"], "device");
+        for word in ["libcublasLt.so.13", "bfloat16", "VRUST_CUDA_LIB_DIR"] {
+            assert!(error.message().contains(word), "{error}");
+        }
+        drop(engine);
+        run_one(&cpu, greedy(&[5, 9], 3));
+        run_one(&float32, greedy(&[5, 9], 3));
+        drop(float32);
+        assert_nothing_left("after the engines");
     });
 }
 

@@ -3,8 +3,11 @@
 //!
 //! Each test runs in a process of its own, so that no other test sees a device.
 
+mod ahead;
 mod device;
+mod draws;
 mod failures;
 mod goldens;
+mod products;
 mod stand_in;
 mod steps;

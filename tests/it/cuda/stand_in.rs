@@ -132,8 +132,22 @@ pub(super) fn assert_nothing_left(when: &str) {
     }
 }
 
+/// Calls a function of the stand-in for cuBLASLt with a number; some give one back.
+pub(super) fn cublaslt(name: &str, argument: i32) -> u64 {
+    type Call = unsafe extern "C" fn(i32) -> u64;
+    let name = CString::new(name).unwrap();
+    // SAFETY: the stand-in's functions take a number or nothing, in the same registers.
+    let call: Call = unsafe { std::mem::transmute(symbol_of("libcublasLt.so.13", &name)) };
+    // SAFETY: as above.
+    unsafe { call(argument) }
+}
+
 fn symbol(name: &CStr) -> *mut c_void {
-    let library = library_folder().join("libcuda.so.1");
+    symbol_of("libcuda.so.1", name)
+}
+
+fn symbol_of(library: &str, name: &CStr) -> *mut c_void {
+    let library = library_folder().join(library);
     let library = CString::new(library.to_str().unwrap()).unwrap();
     // SAFETY: both strings end in zeros; the library stays open.
     let found = unsafe {

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/spf13/pflag"
 )
 
 const demoModel = "../../../demo-model"
@@ -180,6 +182,32 @@ func TestFigures(t *testing.T) {
 		if variance := squares/n - average*average; math.Abs(average-shape) > 0.02*shape+0.01 ||
 			math.Abs(variance-shape) > 0.05*shape+0.02 {
 			t.Errorf("shape %v: mean %v, variance %v", shape, average, variance)
+		}
+	}
+}
+
+func TestAsyncSchedulingReachesTheEngine(t *testing.T) {
+	for _, c := range []struct {
+		flags []string
+		want  bool
+	}{
+		{nil, true},
+		{[]string{"--async-scheduling"}, true},
+		{[]string{"--async-scheduling=false"}, false},
+		{[]string{"--no-async-scheduling"}, false},
+	} {
+		var e engineFlags
+		set := pflag.NewFlagSet("test", pflag.ContinueOnError)
+		e.add(set)
+		if err := set.Parse(c.flags); err != nil {
+			t.Fatal(err)
+		}
+		options, err := e.resolve("folder")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := options.Extra["async_scheduling"]; got != c.want {
+			t.Errorf("%v: %v instead of %v", c.flags, got, c.want)
 		}
 	}
 }

@@ -157,7 +157,6 @@ var fixedFlags = []fixedFlag{
 	{name: "swap-space", initial: "0",
 		warning: "preempted requests are computed again, not swapped"},
 	{name: "optimization-level", short: "O", initial: "2", warning: "there is nothing to compile"},
-	{name: "async-scheduling", initial: "true", isBool: true, warning: "scheduling is one loop"},
 	{name: "enable-server-load-tracking", initial: "true", isBool: true},
 	{name: "enable-auto-tool-choice", initial: "true", isBool: true},
 	{name: "disable-log-stats", initial: "false", isBool: true},
@@ -214,8 +213,8 @@ type engineFlags struct {
 	enforceEager                                 bool
 	names                                        []string
 	maxLogprobs                                  int
-	noPrefix, noChunked                          bool
-	prefix, chunked                              bool
+	noPrefix, noChunked, noAsync                 bool
+	prefix, chunked, async                       bool
 }
 
 func (e *engineFlags) add(set *pflag.FlagSet) {
@@ -236,6 +235,9 @@ func (e *engineFlags) add(set *pflag.FlagSet) {
 	set.Var(&e.device, "device", "auto: a GPU where one can be used; cpu; cuda or cuda:N")
 	set.Var(&e.gpuMemory, "gpu-memory-utilization", "share of a GPU's memory; no effect on a CPU")
 	set.BoolVar(&e.enforceEager, "enforce-eager", false, "no CUDA graphs; no effect on a CPU")
+	set.BoolVar(&e.async, "async-scheduling", true,
+		"prepare a step while a GPU runs the one before; no effect on a CPU")
+	set.BoolVar(&e.noAsync, "no-async-scheduling", false, "the opposite")
 	set.StringVar(&o.SchedulingPolicy, "scheduling-policy", "fcfs", "fcfs or priority")
 	set.Var(&e.maxModelLen, "max-model-len", "most positions of a sequence; the model's by default")
 	set.Var(&e.kvBytes, "kv-cache-memory-bytes", "bytes of the KV cache")
@@ -294,6 +296,7 @@ func (e *engineFlags) resolve(folder string) (vrust.Options, error) {
 	extra := map[string]any{
 		"gpu_memory_utilization": float64(e.gpuMemory),
 		"enforce_eager":          e.enforceEager,
+		"async_scheduling":       e.async && !e.noAsync,
 	}
 	if e.quantization != "" {
 		extra["quantization"] = string(e.quantization)
