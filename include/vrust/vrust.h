@@ -327,9 +327,11 @@ typedef struct VrustEngineOptions {
   /// `model` when absent), quantization ("int8": weights in 8 bits with one scale an output,
   /// "int4": in 4 bits with one scale for each 32 inputs; rounded when they are loaded; inputs
   /// of layers in 8 bits; "none", the default), cpu_isa ("avx512_bf16", "avx512", "avx2",
-  /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
-  /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
-  /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
+  /// "portable"), cpu_pin_threads (binds each compute thread to a core; false),
+  /// cpu_spin_us (microseconds that a compute thread which waits for others looks before it
+  /// sleeps: 50; 0: it sleeps at once), and `debug`, an object of aids for tests:
+  /// panic_at_step (the engine's thread panics there: see what a bug does), nan_logits_for (the
+  /// user_data of requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
   /// check_integrity.
   /// Options of vLLM that this version lacks, such as swap_space, are
   /// VRUST_ERROR_UNSUPPORTED unless their value asks for nothing; an unknown key is an error.
@@ -365,7 +367,7 @@ typedef struct VrustEngineOptions {
   uint32_t max_num_queued_reqs;
   /// Most logprobs a request may ask for. 20.
   uint32_t max_logprobs;
-  /// Compute threads; 0: one for each core that the process may use.
+  /// Compute threads; 0: one for each physical core that the process may use.
   uint32_t cpu_threads;
   /// Ranks of tensor parallelism. This version has only 1.
   uint32_t tensor_parallel_size;

@@ -87,7 +87,8 @@ struct Model {
 impl Model {
     fn new((compute, quantization): Kind, isa: CpuIsa, threads: usize) -> Self {
         let (isa, pin) = (Some(isa), threads == 2);
-        let options = CpuOptions { compute, quantization, threads: Some(threads), isa, pin };
+        let threads = Some(threads);
+        let options = CpuOptions { quantization, threads, isa, pin, ..CpuOptions::new(compute) };
         let mut backend = CpuBackend::new(options).unwrap();
         let mut seed = 0;
         let mut pack_as = |rows, cols, role| {

@@ -52,7 +52,7 @@ pub(super) fn quantized(
     threads: usize,
 ) -> CpuBackend {
     let (threads, isa) = (Some(threads), Some(isa));
-    CpuBackend::new(CpuOptions { compute, quantization, threads, isa, pin: false }).unwrap()
+    CpuBackend::new(CpuOptions { quantization, threads, isa, ..CpuOptions::new(compute) }).unwrap()
 }
 
 /// A matrix in memory, `[rows, cols]`, given in f32 and stored as `dtype`.
