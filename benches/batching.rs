@@ -1,7 +1,8 @@
 //! Does it batch, does it page? Qwen3-0.6B's shape with dummy weights, bfloat16.
 //!
 //! Prints decode speed of one stream and of 32, their ratio, the share of the machine's read
-//! bandwidth that one stream moves, and peak memory against weights + pool.
+//! bandwidth that one stream moves, peak memory against weights + pool, and what two engines in one
+//! process reach together.
 //!
 //! `cargo bench --bench batching`
 
@@ -14,6 +15,7 @@ use std::thread;
 use std::time::Instant;
 
 use support::{Folder, QWEN3_0_6B, dummy, prompt, ready, request, spread, status_mib, time, wait};
+use vrust::config::EngineOptions;
 use vrust::engine::Engine;
 
 const STREAMS: usize = 32;
@@ -30,7 +32,7 @@ fn main() {
     options.kv_cache_memory_bytes = Some(POOL_BYTES);
     options.max_model_len = Some(4096);
     let began = Instant::now();
-    let engine = ready(options);
+    let engine = ready(options.clone());
     let info = engine.info().expect("it is ready");
     println!("backend {}, loaded in {:.1} s", info["backend"], began.elapsed().as_secs_f64());
 
@@ -44,6 +46,7 @@ fn main() {
     }
     let mut prefills: Vec<f64> = (0..ROUNDS).map(|round| prefill(&engine, 512, round)).collect();
     let peak = status_mib("VmHWM");
+    two_engines(&engine, options);
     drop(engine);
     let after = status_mib("VmRSS");
 
@@ -62,6 +65,25 @@ fn main() {
     let allowed = weights / 1048576.0 + POOL_BYTES as f64 / 1048576.0 + 300.0;
     println!("peak resident       {peak:.0} MiB of {allowed:.0} (weights + pool + 300)");
     println!("resident after drop {after:.0} MiB");
+}
+
+/// Do two engines share the cores? Tokens a second of one stream in each of two engines at once,
+/// over those of one stream in one of them, and over those of two streams in one.
+fn two_engines(first: &Engine, options: EngineOptions) {
+    let second = ready(options);
+    let (mut alone, mut double) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let one = decode(first, 1, 24, round + 200);
+        let two = decode(first, 2, 24, round + 300);
+        let both: f64 = thread::scope(|scope| {
+            let run = |engine| scope.spawn(move || decode(engine, 1, 24, round + 400));
+            [run(first), run(&second)].map(|t| t.join().expect("a decode")).iter().sum()
+        });
+        alone.push(both / one);
+        double.push(both / two);
+    }
+    println!("two engines at once / one engine alone        {}", spread(&mut alone, 2));
+    println!("two engines at once / one with two streams    {}", spread(&mut double, 2));
 }
 
 /// Tokens a second of `streams` streams, decode alone: from the first token of the last stream on.

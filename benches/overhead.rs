@@ -1,7 +1,7 @@
 //! What the engine costs beside the model: scheduling and output per step, sampling per row, and
 //! the way from submit to the first event.
 //!
-//! `cargo bench --bench overhead`
+//! `cargo bench --bench overhead [-- sampling]`
 
 #![allow(clippy::print_stdout, missing_docs, reason = "a benchmark prints")]
 
@@ -17,6 +17,9 @@ use vrust::sampling::SequenceSampler;
 const SEQUENCES: usize = 256;
 
 fn main() {
+    if std::env::args().any(|a| a == "sampling") {
+        return sampling();
+    }
     step_overhead();
     first_event();
     sampling();
@@ -95,7 +98,7 @@ fn first_event() {
 fn sampling() {
     for vocab in [32_000usize, 151_936] {
         let logits = logits(vocab);
-        let cases: [(&str, SamplingParams); 3] = [
+        let cases: [(&str, SamplingParams); 8] = [
             ("greedy", SamplingParams { temperature: Some(0.0), ..Default::default() }),
             (
                 "greedy + 5 logprobs",
@@ -110,14 +113,25 @@ fn sampling() {
                     ..Default::default()
                 },
             ),
+            ("temperature 1", SamplingParams { temperature: Some(1.0), ..Default::default() }),
+            ("top-k 2000", SamplingParams { top_k: Some(2000), ..Default::default() }),
+            ("min-p 0.001", SamplingParams { min_p: Some(0.001), ..Default::default() }),
+            ("top-p 0.9 alone", SamplingParams { top_p: Some(0.9), ..Default::default() }),
+            (
+                "greedy, penalties",
+                SamplingParams {
+                    temperature: Some(0.0),
+                    repetition_penalty: Some(1.1),
+                    frequency_penalty: Some(0.5),
+                    presence_penalty: Some(0.5),
+                    ..Default::default()
+                },
+            ),
         ];
         for (name, params) in cases {
             let figure = sample_row(&logits, &params);
             println!("sampling, vocabulary {vocab}: {name}: {figure} us a row");
         }
-        let top_p = SamplingParams { top_p: Some(0.9), ..Default::default() };
-        let figure = sample_row(&logits, &top_p);
-        println!("sampling, vocabulary {vocab}: top-p 0.9 alone: {figure} us a row");
     }
 }
 
@@ -133,8 +147,9 @@ fn sample_row(logits: &[f32], params: &SamplingParams) -> String {
         for position in 0..100 {
             row.copy_from_slice(logits);
             let began = Instant::now();
-            sampler.sample(&mut row, position).expect("finite logits");
+            let sampled = sampler.sample(&mut row, position).expect("finite logits");
             took.push(began.elapsed().as_secs_f64() * 1e6);
+            sampler.accept(sampled.token);
         }
         rounds.push(median(&mut took));
     }

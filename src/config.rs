@@ -202,12 +202,15 @@ pub struct EngineOptions {
     /// On a GPU in bfloat16: only kernels whose result for a row does not depend on what else runs,
     /// at the cost of speed. Everywhere else that is so anyway. Default false.
     pub batch_invariant: bool,
-    /// Compute threads; one for each core that the process may use when absent.
+    /// Compute threads; one for each physical core that the process may use when absent.
     pub cpu_threads: Option<usize>,
     /// Instruction path; the best one when absent.
     pub cpu_isa: Option<CpuIsa>,
     /// Binds each compute thread to a core. Default false: the host's threads need cores too.
     pub cpu_pin_threads: bool,
+    /// Microseconds that a compute thread which waits for others looks before it sleeps; 0: it
+    /// sleeps at once. Default 50.
+    pub cpu_spin_us: usize,
     /// Aids for tests.
     pub debug: DebugOptions,
 }
@@ -249,6 +252,7 @@ impl EngineOptions {
             cpu_threads: None,
             cpu_isa: None,
             cpu_pin_threads: false,
+            cpu_spin_us: 50,
             debug: DebugOptions::default(),
         }
     }

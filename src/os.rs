@@ -1,11 +1,12 @@
-//! The few things asked of the operating system: a clock, a wake-up descriptor, memory limits.
+//! The few things asked of the operating system and the processor: a clock, a wake-up descriptor,
+//! limits of memory and CPU time, wide vectors.
 
 #![allow(unsafe_code, reason = "system calls that std does not wrap")]
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
 pub(crate) fn monotonic_ns() -> u64 {
@@ -94,10 +95,85 @@ fn meminfo(key: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The tightest memory limit on the path from this process's cgroup to the root, v2 then v1.
-/// `root` is where the hierarchies are mounted, `membership` what /proc/self/cgroup says.
+/// Cores' worth of CPU time that this process's cgroup grants it, rounded up; `None` where nothing
+/// limits it.
+pub(crate) fn cpu_quota() -> Option<usize> {
+    let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    cgroup_cpu_quota(Path::new("/sys/fs/cgroup"), &membership)
+}
+
+/// Loops that are worth the machine's widest vectors.
+pub(crate) trait Loops {
+    /// What comes of them.
+    type Output;
+    /// Runs them; must be `#[inline(always)]`, as must be what it calls, to be compiled with the
+    /// features of the function that it ends up in.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs `loops` compiled for the machine's vectors. The results are the same bits everywhere, for
+/// no compiler reorders or fuses floating-point operations by itself.
+pub(crate) fn vectorised<L: Loops>(loops: L) -> L::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+        fn avx512<L: Loops>(loops: L) -> L::Output {
+            loops.run()
+        }
+
+        #[target_feature(enable = "avx2")]
+        fn avx2<L: Loops>(loops: L) -> L::Output {
+            loops.run()
+        }
+
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            // SAFETY: the features are there.
+            return unsafe { avx512(loops) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the feature is there.
+            return unsafe { avx2(loops) };
+        }
+    }
+    loops.run()
+}
+
+/// The tightest memory limit on the path from this process's cgroup to the root.
 fn cgroup_memory_limit(root: &Path, membership: &str) -> Option<u64> {
-    let mut limit = None;
+    let dirs = cgroup_dirs(root, membership, "memory");
+    let limits = dirs.iter().filter_map(|(dir, v2)| {
+        let file = if *v2 { "memory.max" } else { "memory.limit_in_bytes" };
+        fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok()
+    });
+    limits.min()
+}
+
+/// The tightest quota of CPU time on the same path, in cores, rounded up.
+fn cgroup_cpu_quota(root: &Path, membership: &str) -> Option<usize> {
+    let dirs = cgroup_dirs(root, membership, "cpu");
+    let quotas = dirs.iter().filter_map(|(dir, v2)| {
+        let read = |file: &str| fs::read_to_string(dir.join(file)).ok();
+        let text = match v2 {
+            true => read("cpu.max")?,
+            false => format!("{} {}", read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?),
+        };
+        // "max" or -1 is no limit, and no number of this kind.
+        let mut numbers = text.split_whitespace().map(str::parse::<usize>);
+        let (quota, period) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        (period > 0).then(|| quota.div_ceil(period).max(1))
+    });
+    quotas.min()
+}
+
+/// The folders on the path from this process's cgroup to the root, in the hierarchies that have
+/// `controller`, and whether each is of v2. `root` is where they are mounted, `membership` what
+/// /proc/self/cgroup says.
+fn cgroup_dirs(root: &Path, membership: &str, controller: &str) -> Vec<(PathBuf, bool)> {
+    let mut dirs = Vec::new();
     for line in membership.lines() {
         let mut fields = line.splitn(3, ':');
         let (Some(_), Some(controllers), Some(path)) =
@@ -105,21 +181,16 @@ fn cgroup_memory_limit(root: &Path, membership: &str) -> Option<u64> {
         else {
             continue;
         };
-        let (hierarchy, file) = match controllers {
-            "" => (root.to_owned(), "memory.max"),
-            c if c.split(',').any(|c| c == "memory") => {
-                (root.join("memory"), "memory.limit_in_bytes")
-            }
+        let (hierarchy, v2) = match controllers {
+            "" => (root.to_owned(), true),
+            c if c.split(',').any(|c| c == controller) => (root.join(controller), false),
             _ => continue,
         };
         for dir in Path::new(path).ancestors() {
-            let dir = dir.strip_prefix("/").unwrap_or(dir);
-            let file = hierarchy.join(dir).join(file);
-            let value = fs::read_to_string(file).ok().and_then(|t| t.trim().parse::<u64>().ok());
-            limit = limit.into_iter().chain(value).min();
+            dirs.push((hierarchy.join(dir.strip_prefix("/").unwrap_or(dir)), v2));
         }
     }
-    limit
+    dirs
 }
 
 #[cfg(test)]
@@ -158,6 +229,15 @@ mod tests {
         assert_eq!(cgroup_memory_limit(&root, "0::/elsewhere\n"), None);
         assert_eq!(cgroup_memory_limit(&root, "0::/a/b\n4:cpu,memory:/c\n"), Some(2000));
         assert_eq!(cgroup_memory_limit(&root, ""), None);
+        write("a/b/cpu.max", "max 100000\n");
+        write("a/cpu.max", "250000 100000\n");
+        write("cpu/c/cpu.cfs_quota_us", "-1\n");
+        write("cpu/c/cpu.cfs_period_us", "100000\n");
+        write("cpu/cpu.cfs_quota_us", "50000\n");
+        write("cpu/cpu.cfs_period_us", "100000\n");
+        assert_eq!(cgroup_cpu_quota(&root, "0::/a/b\n"), Some(3));
+        assert_eq!(cgroup_cpu_quota(&root, "0::/elsewhere\n"), None);
+        assert_eq!(cgroup_cpu_quota(&root, "0::/a\n4:cpu,cpuacct:/c\n"), Some(1));
         fs::remove_dir_all(&root).unwrap();
     }
 }

@@ -331,9 +331,11 @@ typedef struct VrustEngineOptions {
   /// with one scale for each token and KV head, so that the cache holds nearly twice the tokens
   /// of bfloat16; on the CPU; "auto", the default: the model's precision, which may be named as
   /// "bfloat16" or "float32"), cpu_isa ("amx", "avx512_bf16", "avx512", "avx2",
-  /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
-  /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
-  /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
+  /// "portable"), cpu_pin_threads (binds each compute thread to a core; false),
+  /// cpu_spin_us (microseconds that a compute thread which waits for others looks before it
+  /// sleeps: 50; 0: it sleeps at once), and `debug`, an object of aids for tests:
+  /// panic_at_step (the engine's thread panics there: see what a bug does), nan_logits_for (the
+  /// user_data of requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
   /// check_integrity.
   /// Options of vLLM that this version lacks, such as swap_space, are
   /// VRUST_ERROR_UNSUPPORTED unless their value asks for nothing; an unknown key is an error.
@@ -369,7 +371,7 @@ typedef struct VrustEngineOptions {
   uint32_t max_num_queued_reqs;
   /// Most logprobs a request may ask for. 20.
   uint32_t max_logprobs;
-  /// Compute threads; 0: one for each core that the process may use.
+  /// Compute threads; 0: one for each physical core that the process may use.
   uint32_t cpu_threads;
   /// Ranks of tensor parallelism. This version has only 1.
   uint32_t tensor_parallel_size;

@@ -95,7 +95,8 @@ pub enum ComputeType {
 }
 
 /// Rows of a weight matrix, read on demand, so that no whole tensor need be in memory twice.
-pub trait RowSource {
+/// Several threads may read at once.
+pub trait RowSource: Sync {
     /// The tensor's name in the checkpoint, for messages.
     fn name(&self) -> &str;
     /// Element type of what `read_rows` writes.
@@ -107,6 +108,11 @@ pub trait RowSource {
     /// Reads `rows` as little-endian elements, row-major `[rows.len(), cols]`, into `out`
     /// (`rows.len() * cols * dtype.size()` bytes). Fails on a short read and on NaN or infinity.
     fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()>;
+    /// Bytes of rows that are best read in one go: what stays in a core's cache, unless the source
+    /// has its reasons.
+    fn piece_bytes(&self) -> usize {
+        256 << 10
+    }
 }
 
 /// One source tensor of a linear layer.

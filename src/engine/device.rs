@@ -1,5 +1,7 @@
 //! Which backend an engine runs on.
 
+use std::time::Duration;
+
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::reference::ReferenceBackend;
@@ -72,6 +74,7 @@ fn cpu(options: &EngineOptions, compute: ComputeType) -> Result<Box<dyn Backend>
         threads: options.cpu_threads,
         isa: options.cpu_isa,
         pin: options.cpu_pin_threads,
+        spin: Duration::from_micros(options.cpu_spin_us as u64),
     })?))
 }
 

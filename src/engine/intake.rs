@@ -190,6 +190,7 @@ pub(crate) fn check_options(options: &EngineOptions) -> Result<()> {
         ("max_num_seqs", options.max_num_seqs, 1 << 16),
         ("max_num_batched_tokens", options.max_num_batched_tokens, 1 << 20),
         ("cpu_threads", options.cpu_threads.unwrap_or(1), 1024),
+        ("cpu_spin_us", options.cpu_spin_us, 1_000_000),
         ("block_size", options.block_size, 256),
         ("num_kv_blocks", options.num_kv_blocks.unwrap_or(1), 1 << 30),
     ];

@@ -1,5 +1,7 @@
 //! Loading: tokenizer, weights, KV cache, scheduler, in that order, with progress.
 
+use std::sync::PoisonError;
+
 use serde_json::{Value, json};
 
 use super::device::make_backend;
@@ -14,7 +16,7 @@ use crate::metrics::ModelInfo;
 use crate::model::{self, LoadOptions};
 use crate::os;
 use crate::scheduler::{Scheduler, SchedulerConfig};
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex};
 use crate::tokenizer::Tokenizer;
 
 /// Largest default KV cache, bytes.
@@ -49,24 +51,12 @@ pub(crate) fn load_text(shared: &Shared) -> Result<()> {
 }
 
 /// Loads the weights and allocates everything that steps need.
-pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
+pub(crate) fn load_model(shared: &Arc<Shared>) -> Result<Loaded> {
     let options = &shared.options;
     let config = &shared.config;
     let compute = config.compute_type(options.dtype);
     let mut backend = make_backend(options, compute)?;
-    let mut reported = 0;
-    let mut progress = |fraction: f32| {
-        if shared.is_stopping() {
-            return Err(Error::new(ErrorKind::Cancelled, "loading was cancelled by a shutdown"));
-        }
-        let percent = (fraction * 99.0) as u32;
-        if percent > reported {
-            reported = percent;
-            let event = engine_event(EventKind::Load(percent as f32 / 100.0));
-            shared.default_queue.publish([event]);
-        }
-        Ok(())
-    };
+    let progress = progress_of(shared);
     progress(0.0)?;
     let load_options = LoadOptions {
         dir: &options.model,
@@ -74,7 +64,7 @@ pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
         seed: options.seed,
         max_model_len: options.max_model_len,
     };
-    let model = model::load(config, &load_options, &mut *backend, &mut progress)?;
+    let model = model::load(config, &load_options, &mut *backend, progress)?;
 
     let kv = config.kv_spec(options.block_size);
     let block_bytes = backend.kv_block_bytes(&kv);
@@ -109,6 +99,27 @@ pub(crate) fn load_model(shared: &Shared) -> Result<Loaded> {
     let scheduler = Scheduler::new(scheduler_config(shared, &kv, num_blocks, max_model_len))?;
     let runner = Runner::new(backend, model, options.block_size, kv.groups.len());
     Ok(Loaded { runner, scheduler, max_model_len, info })
+}
+
+/// Reports each percent of the weights, to the default queue, and ends a loading that a shutdown
+/// cancelled. The last percent is for what comes after the weights.
+fn progress_of(shared: &Arc<Shared>) -> impl Fn(f32) -> Result<()> + Send + Sync + 'static {
+    let shared = Arc::clone(shared);
+    let reported = Mutex::new(None);
+    move |fraction: f32| {
+        if shared.is_stopping() {
+            return Err(Error::new(ErrorKind::Cancelled, "loading was cancelled by a shutdown"));
+        }
+        let percent = (fraction * 99.0) as u32;
+        // Held while the event is published, so that reports of several threads stay in order.
+        let mut reported = reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.is_none_or(|last| percent > last) {
+            *reported = Some(percent);
+            let event = engine_event(EventKind::Load(percent as f32 / 100.0));
+            shared.default_queue.publish([event]);
+        }
+        Ok(())
+    }
 }
 
 /// The KV cache's size where nobody says: of `memory` bytes that the process may use, a quarter.

@@ -4,8 +4,13 @@
 //! has the right shape, so that a bad checkpoint is refused before gigabytes are read; the second
 //! reads and packs.
 
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::backend::{
-    ActId, Backend, LinearId, LinearPart, LinearRole, LinearSpec, RopeId, RopeSpec, VectorId,
+    ActId, Backend, DType, LinearId, LinearPart, LinearRole, LinearSpec, RopeId, RopeSpec,
+    RowSource, VectorId,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::{Layout, VectorKind, Weights};
@@ -16,8 +21,23 @@ pub(super) struct Loader<'a> {
     stage: Stage<'a>,
 }
 
-/// Called with the share of the bytes that is packed, `0..=1`; an error ends the loading.
-pub(super) type Progress<'a> = dyn FnMut(f32) -> Result<()> + 'a;
+/// Called by any thread with the share of the matrices' bytes that has been read, `0..=1`; an error
+/// ends the loading.
+pub(super) type Progress = dyn Fn(f32) -> Result<()> + Send + Sync;
+
+/// Counts what is read of all matrices.
+struct Watch {
+    done: AtomicU64,
+    total: u64,
+    progress: Box<Progress>,
+}
+
+/// Rows whose reading is watched: a backend's threads report, and learn that loading is over, after
+/// every piece and not only after every matrix.
+struct Watched {
+    rows: Box<dyn RowSource>,
+    watch: Arc<Watch>,
+}
 
 enum Stage<'a> {
     Check {
@@ -28,9 +48,7 @@ enum Stage<'a> {
     },
     Load {
         backend: &'a mut dyn Backend,
-        progress: &'a mut Progress<'a>,
-        done: u64,
-        total: u64,
+        watch: Arc<Watch>,
     },
 }
 
@@ -73,10 +91,11 @@ impl<'a> Loader<'a> {
     pub(super) fn load(
         weights: &'a Weights,
         backend: &'a mut dyn Backend,
-        progress: &'a mut Progress<'a>,
+        progress: Box<Progress>,
         total: u64,
     ) -> Self {
-        Self { weights, stage: Stage::Load { backend, progress, done: 0, total } }
+        let watch = Arc::new(Watch { done: AtomicU64::new(0), total, progress });
+        Self { weights, stage: Stage::Load { backend, watch } }
     }
 
     /// Ends a check: the bytes of all matrices, or `MODEL_FORMAT` naming the missing tensors.
@@ -125,16 +144,14 @@ impl<'a> Loader<'a> {
                 }
                 Ok(LinearId(0))
             }
-            Stage::Load { backend, progress, done, total } => {
+            Stage::Load { backend, watch } => {
                 let mut spec = LinearSpec { parts: Vec::with_capacity(parts.len()), role };
                 for part in parts {
-                    let part = open_part(self.weights, part)?;
-                    *done += bytes_of(&part);
-                    spec.parts.push(part);
+                    let LinearPart { weight: rows, bias } = open_part(self.weights, part)?;
+                    let weight = Box::new(Watched { rows, watch: Arc::clone(watch) });
+                    spec.parts.push(LinearPart { weight, bias });
                 }
-                let id = backend.pack_linear(spec)?;
-                progress((*done as f64 / (*total).max(1) as f64) as f32)?;
-                Ok(id)
+                backend.pack_linear(spec)
             }
         }
     }
@@ -222,7 +239,31 @@ fn open_part(weights: &Weights, part: &Part) -> Result<LinearPart> {
     Ok(LinearPart { weight, bias })
 }
 
-fn bytes_of(part: &LinearPart) -> u64 {
-    let source = &part.weight;
-    source.rows() as u64 * source.cols() as u64 * source.dtype().size() as u64
+impl RowSource for Watched {
+    fn name(&self) -> &str {
+        self.rows.name()
+    }
+
+    fn dtype(&self) -> DType {
+        self.rows.dtype()
+    }
+
+    fn rows(&self) -> usize {
+        self.rows.rows()
+    }
+
+    fn cols(&self) -> usize {
+        self.rows.cols()
+    }
+
+    fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+        self.rows.read_rows(rows, out)?;
+        let bytes = out.len() as u64;
+        let done = self.watch.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        (self.watch.progress)((done as f64 / self.watch.total.max(1) as f64).min(1.0) as f32)
+    }
+
+    fn piece_bytes(&self) -> usize {
+        self.rows.piece_bytes()
+    }
 }

@@ -58,14 +58,15 @@ pub struct LoadOptions<'a> {
     pub max_model_len: Option<usize>,
 }
 
-/// Loads a model into `backend`. `progress` is called after each linear layer with the share of
-/// bytes done, `0..=1`; when it returns an error, the loading ends with that. Fails with
+/// Loads a model into `backend`. `progress` is called at the start and after each piece of a matrix
+/// that was read, by the thread that read it, with the share of bytes done, `0..=1`; when it
+/// returns an error, the loading ends with that. Fails with
 /// `MODEL_FORMAT` naming the tensor, before anything is read where the headers already show it.
 pub fn load(
     config: &ModelConfig,
     options: &LoadOptions<'_>,
     backend: &mut dyn Backend,
-    progress: &mut dyn FnMut(f32) -> Result<()>,
+    progress: impl Fn(f32) -> Result<()> + Send + Sync + 'static,
 ) -> Result<Box<dyn Model>> {
     let mut config = config.clone();
     if let (Some(rope), Some(len)) = (&mut config.rope, options.max_model_len) {
@@ -80,7 +81,7 @@ pub fn load(
     let total = check.finish_check()?;
     warn_of_unused(&config, &weights);
     progress(0.0)?;
-    (config.kind.build)(&config, &mut Loader::load(&weights, backend, progress, total))
+    (config.kind.build)(&config, &mut Loader::load(&weights, backend, Box::new(progress), total))
 }
 
 /// An architecture: its names in config.json, and how to read and build it.

@@ -1,17 +1,19 @@
 //! Temperature, min_p, top_k and top_p: which tokens may be drawn.
 //!
 //! Each rule keeps the tokens above some value, so each is found as a threshold: candidates that
-//! may pass are collected, by chunk maxima, and only they are looked at closely.
+//! may pass are collected, by chunk maxima, and only they are looked at closely. Top-p alone, which
+//! may keep most of a vocabulary, has its threshold found in the row itself (`top_p`).
 
 use std::cmp::Ordering;
 
 use crate::error::Result;
 use crate::ids::TokenId;
+use crate::os::{Loops, vectorised};
 use crate::request::ResolvedParams;
 
 use super::Draw;
-use super::logprobs::{fast_exp, sum_exp};
 use super::row::{CHUNK, Maxima, token};
+use super::top_p::{Room, collect_kept, keep_top_p, last_kept};
 
 /// A token that may be drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -63,39 +65,56 @@ impl Filters {
     }
 
     /// Fills `out` with the tokens that survive, with scaled values and in any order; at least the
-    /// most likely one. The row's maximum must be finite.
+    /// most likely one. The row's maximum must be finite. `room` is for numbers on the way.
     pub(super) fn survivors(
         &self,
         logits: &[f32],
         maxima: &Maxima,
+        room: &mut Room,
         out: &mut Vec<Candidate>,
     ) -> Result<()> {
         let max = maxima.max();
-        let mut total = None;
+        let scale = |x| self.scale(x, max);
+        if self.top_k == 0 && self.ln_min_p == f32::NEG_INFINITY {
+            let temperature = self.temperature;
+            vectorised(Scale { logits, max, temperature, out: &mut room.scaled })?;
+            let last = if self.top_p < 1.0 { last_kept(room, self.top_p)? } else { None };
+            return collect_kept(&room.scaled, last, out);
+        }
         if self.top_k > 0 {
             collect_top_k(logits, maxima, self.top_k, out)?;
-        } else if self.ln_min_p > f32::NEG_INFINITY {
-            let keep = |x| self.scale(x, max) >= self.ln_min_p;
-            collect(logits, maxima, keep, out)?;
         } else {
-            // Tokens below `floor` have less than 1 - top_p of the mass, all together.
-            let mass = sum_exp(logits, max, self.temperature.recip());
-            let tail = f64::from(1.0 - self.top_p) * mass / logits.len() as f64;
-            let floor = tail.ln() as f32 - 1e-3;
-            collect(logits, maxima, |x| self.scale(x, max) >= floor, out)?;
-            total = Some(mass);
-        }
-        for c in out.iter_mut() {
-            c.value = self.scale(c.value, max);
+            let floor = lowest(max, |x| scale(x) >= self.ln_min_p);
+            collect(logits, maxima, floor, out)?;
         }
         let floor = self.ln_min_p.max(-f32::MAX);
+        out.iter_mut().for_each(|c| c.value = scale(c.value));
         retain(out, |c| c.value >= floor);
         if self.top_p < 1.0 {
-            let total = total.unwrap_or_else(|| out.iter().map(weight).sum());
-            keep_top_p(out, self.top_p, total)?;
+            keep_top_p(out, self.top_p, room)?;
         }
         Ok(())
     }
+}
+
+/// The least value that passes `keep`, which is monotone and true for `max`.
+fn lowest(max: f32, keep: impl Fn(f32) -> bool) -> f32 {
+    // Floats in ascending order as integers, and back.
+    let key = |x: f32| {
+        let bits = x.to_bits() as i32;
+        bits ^ (((bits >> 31) as u32) >> 1) as i32
+    };
+    let value = |key: i32| f32::from_bits((key ^ (((key >> 31) as u32) >> 1) as i32) as u32);
+    // Nothing that passes is -inf: its scaled value is -inf, and no filter is that low.
+    let (mut fails, mut passes) = (i64::from(key(f32::NEG_INFINITY)), i64::from(key(max)));
+    while passes - fails > 1 {
+        let middle = (fails + passes) / 2;
+        match keep(value(middle as i32)) {
+            true => passes = middle,
+            false => fails = middle,
+        }
+    }
+    value(passes as i32)
 }
 
 /// Most likely first; of equals the lowest id.
@@ -103,7 +122,7 @@ pub(super) fn descending(a: &Candidate, b: &Candidate) -> Ordering {
     b.value.total_cmp(&a.value).then(a.id.cmp(&b.id))
 }
 
-/// Fills `out` with the `k` largest logits and all that equal the last of them.
+/// Fills `out` with the `k` largest logits and all that equal the last of them, in any order.
 pub(super) fn collect_top_k(
     logits: &[f32],
     maxima: &Maxima,
@@ -121,7 +140,7 @@ pub(super) fn collect_top_k(
         }
         false => f32::NEG_INFINITY,
     };
-    collect(logits, maxima, |x| x >= floor, out)?;
+    collect(logits, maxima, floor, out)?;
     if k < out.len() {
         let kth = kth(out, k);
         retain(out, |c| c.value >= kth);
@@ -134,32 +153,36 @@ fn kth(candidates: &mut [Candidate], k: usize) -> f32 {
     candidates.select_nth_unstable_by(k - 1, |a, b| b.value.total_cmp(&a.value)).1.value
 }
 
-/// Fills `out` with the tokens whose logits pass `keep`, in ascending order. `keep` must be
-/// monotone: true for everything above a value for which it is true.
-fn collect(
-    logits: &[f32],
-    maxima: &Maxima,
-    keep: impl Fn(f32) -> bool,
-    out: &mut Vec<Candidate>,
-) -> Result<()> {
-    let most = CHUNK * maxima.chunks().iter().filter(|&&m| keep(m)).count();
+/// Fills `out` with the tokens whose logits are `floor` or more, in ascending order.
+fn collect(logits: &[f32], maxima: &Maxima, floor: f32, out: &mut Vec<Candidate>) -> Result<()> {
     out.clear();
+    let most = maxima.chunks().iter().filter(|&&m| m >= floor).count() * CHUNK;
     out.try_reserve(most)?;
-    out.resize(most, Candidate::default());
-    let mut len = 0;
     for (c, (chunk, &largest)) in logits.chunks(CHUNK).zip(maxima.chunks()).enumerate() {
-        if !keep(largest) {
-            continue;
-        }
-        for (i, &x) in chunk.iter().enumerate() {
-            // -0.0 becomes 0.0: equal values must look equal to `total_cmp`.
-            out[len] = Candidate { value: x + 0.0, id: token(c * CHUNK + i) };
-            // No branch: nobody could predict it.
-            len += usize::from(keep(x));
+        if largest >= floor {
+            push_where(chunk, c * CHUNK, out, |_, x| x >= floor);
         }
     }
-    out.truncate(len);
     Ok(())
+}
+
+/// Appends the tokens of a chunk that `keep` says yes to; `out` has room for all of it.
+#[inline(always)]
+pub(super) fn push_where(
+    chunk: &[f32],
+    first: usize,
+    out: &mut Vec<Candidate>,
+    keep: impl Fn(usize, f32) -> bool,
+) {
+    let mut kept = [Candidate::default(); CHUNK];
+    let mut len = 0;
+    for (i, &x) in chunk.iter().enumerate() {
+        // -0.0 becomes 0.0: equal values must look equal to `total_cmp`.
+        kept[len % CHUNK] = Candidate { value: x + 0.0, id: token(first + i) };
+        // No branch: nobody could predict it.
+        len += usize::from(keep(first + i, x));
+    }
+    out.extend_from_slice(&kept[..len]);
 }
 
 /// `Vec::retain` without a branch that nobody could predict.
@@ -173,80 +196,22 @@ fn retain(candidates: &mut Vec<Candidate>, keep: impl Fn(&Candidate) -> bool) {
     candidates.truncate(len);
 }
 
-/// Candidates up to which `keep_top_p` simply sorts.
-const SORT_AT_MOST: usize = 256;
-/// Buckets of equal width in the scaled logit.
-const BUCKETS: usize = 2048;
-
-/// Keeps the most likely candidates until their weights reach `top_p * total`; the one that
-/// reaches it is the last. Of equals the lowest ids stay.
-fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f32, total: f64) -> Result<()> {
-    let target = f64::from(top_p) * total;
-    if candidates.len() <= SORT_AT_MOST {
-        let kept = sort_and_count(candidates, 0.0, target);
-        candidates.truncate(kept);
-        return Ok(());
-    }
-    let lowest = candidates.iter().fold(0.0f32, |m, c| if c.value < m { c.value } else { m });
-    // All equal: one bucket.
-    let per_unit = if lowest < 0.0 { (BUCKETS - 1) as f32 / -lowest } else { 0.0 };
-    // Monotone in the value, so buckets are ranges of it.
-    let bucket = |c: &Candidate| ((-c.value * per_unit) as usize).min(BUCKETS - 1);
-    let (crossing, above) = crossing_bucket(candidates, bucket, target);
-    // Only the bucket in which the weights reach the target is sorted, at the end of the list.
-    let len = candidates.len();
-    for i in 0..len {
-        if bucket(&candidates[i]) == crossing {
-            candidates.try_reserve(1)?;
-            candidates.push(candidates[i]);
-        }
-    }
-    let crossed = &mut candidates[len..];
-    let kept = sort_and_count(crossed, above, target);
-    let last = kept.checked_sub(1).map(|last| crossed[last]);
-    candidates.truncate(len);
-    retain(candidates, |c| match bucket(c).cmp(&crossing) {
-        Ordering::Less => true,
-        Ordering::Equal => last.is_some_and(|last| descending(c, &last) != Ordering::Greater),
-        Ordering::Greater => false,
-    });
-    Ok(())
+/// `Filters::scale` of a whole row.
+struct Scale<'a> {
+    logits: &'a [f32],
+    max: f32,
+    temperature: f32,
+    out: &'a mut Vec<f32>,
 }
 
-/// The bucket in which the weights reach `target`, and the weight of all buckets before it.
-fn crossing_bucket(
-    candidates: &[Candidate],
-    bucket: impl Fn(&Candidate) -> usize,
-    target: f64,
-) -> (usize, f64) {
-    let mut masses = [0.0f64; BUCKETS];
-    for c in candidates {
-        masses[bucket(c)] += weight(c);
-    }
-    let mut above = 0.0;
-    for (crossing, mass) in masses.iter().enumerate() {
-        if above + mass >= target {
-            return (crossing, above);
-        }
-        above += mass;
-    }
-    // Rounding: the weights end just short of the target, and everything stays.
-    (BUCKETS, above)
-}
+impl Loops for Scale<'_> {
+    type Output = Result<()>;
 
-/// Sorts, most likely first, and counts the candidates until `above` and their weights reach
-/// `target`: at least one if `above` is 0.
-fn sort_and_count(candidates: &mut [Candidate], mut above: f64, target: f64) -> usize {
-    candidates.sort_unstable_by(descending);
-    let mut kept = 0;
-    while kept < candidates.len() && (above == 0.0 || above < target) {
-        above += weight(&candidates[kept]);
-        kept += 1;
+    #[inline(always)]
+    fn run(self) -> Result<()> {
+        self.out.clear();
+        self.out.try_reserve(self.logits.len())?;
+        self.out.extend(self.logits.iter().map(|x| (x - self.max) / self.temperature));
+        Ok(())
     }
-    kept
-}
-
-/// Unnormalised probability.
-fn weight(c: &Candidate) -> f64 {
-    f64::from(fast_exp(c.value))
 }

@@ -2,10 +2,11 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::TokenId;
+use crate::os::{Loops, vectorised};
 use crate::request::{Logprob, RowScores, TokenLogprobs};
 
 use super::filters::{collect_top_k, descending};
-use super::row::{CHUNK, Maxima};
+use super::row::Maxima;
 
 /// The logprobs of a prompt token: `logits` is the row before it, `target` the token itself.
 ///
@@ -82,7 +83,7 @@ impl TopLogprobs {
 /// lowest id first, and all with the same rank.
 pub(super) fn top(logits: &[f32], maxima: &Maxima, top_n: usize) -> Result<TopLogprobs> {
     let max = maxima.max();
-    let log_sum_exp = f64::from(max) + sum_exp(logits, max, 1.0).ln();
+    let log_sum_exp = f64::from(max) + sum_exp(logits, max).ln();
     let mut top = Vec::new();
     let wanted = top_n.min(logits.len());
     if wanted == 0 {
@@ -103,32 +104,56 @@ fn logprob(logit: f32, log_sum_exp: f64) -> f32 {
 
 /// How many logits are larger.
 fn count_greater(logits: &[f32], logit: f32) -> u32 {
-    // Counting within a chunk in narrow integers vectorises.
-    logits.chunks(CHUNK).map(|chunk| chunk.iter().map(|&x| u32::from(x > logit)).sum::<u32>()).sum()
+    struct Count<'a>(&'a [f32], f32);
+
+    impl Loops for Count<'_> {
+        type Output = u32;
+
+        #[inline(always)]
+        fn run(self) -> u32 {
+            self.0.iter().map(|&x| u32::from(x > self.1)).sum()
+        }
+    }
+
+    vectorised(Count(logits, logit))
 }
 
 /// Independent sums, so that the loop vectorises with any register width.
-const LANES: usize = 8;
+const LANES: usize = 16;
 /// Values whose sum is kept in f32.
 const BLOCK: usize = 512;
 
-/// `sum of exp((x - max) * scale)`, in one fixed order: lanes within a block, then blocks.
-pub(super) fn sum_exp(logits: &[f32], max: f32, scale: f32) -> f64 {
-    let mut total = 0.0f64;
-    for block in logits.chunks(BLOCK) {
-        let mut sums = [0.0f32; LANES];
-        let mut lanes = block.chunks_exact(LANES);
-        for lane in &mut lanes {
-            for l in 0..LANES {
-                sums[l] += fast_exp((lane[l] - max) * scale);
+/// `sum of exp(x - max)`, in one fixed order: lanes within a block, then blocks.
+fn sum_exp(logits: &[f32], max: f32) -> f64 {
+    vectorised(SumExp { logits, max })
+}
+
+struct SumExp<'a> {
+    logits: &'a [f32],
+    max: f32,
+}
+
+impl Loops for SumExp<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let mut total = 0.0f64;
+        for block in self.logits.chunks(BLOCK) {
+            let mut sums = [0.0f32; LANES];
+            let mut lanes = block.chunks_exact(LANES);
+            for lane in &mut lanes {
+                for l in 0..LANES {
+                    sums[l] += fast_exp(lane[l] - self.max);
+                }
             }
+            for (sum, &x) in sums.iter_mut().zip(lanes.remainder()) {
+                *sum += fast_exp(x - self.max);
+            }
+            total += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
         }
-        for (sum, &x) in sums.iter_mut().zip(lanes.remainder()) {
-            *sum += fast_exp((x - max) * scale);
-        }
-        total += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
+        total
     }
-    total
 }
 
 /// `exp(x)` for `x <= 0` within 2e-7 of the value, relatively; what is below -87 counts as -87

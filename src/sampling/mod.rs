@@ -24,6 +24,7 @@ mod penalties;
 mod row;
 #[cfg(test)]
 mod tests;
+mod top_p;
 
 pub use bad_words::bad_word_sequences;
 pub use logprobs::{not_finite, prompt_logprobs, scored};
@@ -41,6 +42,7 @@ use min_tokens::MinTokens;
 use noise::Noise;
 use penalties::Penalties;
 use row::Maxima;
+use top_p::Room;
 
 /// The token chosen for one row.
 #[derive(Clone, Debug, PartialEq)]
@@ -247,7 +249,7 @@ impl SequenceSampler {
             let scale = |x| self.filters.scale(x, max);
             return Ok(noise.choose_from_row(logits, maxima, scale));
         }
-        self.filters.survivors(logits, maxima, &mut scratch.candidates)?;
+        self.filters.survivors(logits, maxima, &mut scratch.room, &mut scratch.candidates)?;
         Ok(noise.choose(&scratch.candidates))
     }
 }
@@ -278,6 +280,8 @@ struct Scratch {
     maxima: Maxima,
     /// Tokens that survive the filters.
     candidates: Vec<Candidate>,
+    /// Numbers of `top_p`.
+    room: Room,
     /// Logits before the rules changed them.
     raw: Vec<f32>,
 }

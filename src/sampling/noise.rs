@@ -34,18 +34,32 @@ impl Noise {
     /// scaled by the temperature, in any order; token 0 if there are none.
     ///
     /// A token with scaled logit `z` beats the score `b` only if its uniform variable is below
-    /// `exp(z - b)`: for most tokens a hash and a comparison tell that they lose.
+    /// `exp(z - b)`: for most tokens a hash and a comparison tell that they lose. One bound, that
+    /// of the largest, serves many candidates.
     pub(super) fn choose(self, candidates: &[Candidate]) -> TokenId {
-        let Some(first) = candidates.first() else { return TokenId(0) };
+        let largest = |block: &[Candidate]| {
+            block.iter().fold(f32::NEG_INFINITY, |m, c| if c.value > m { c.value } else { m })
+        };
+        // The most likely one tends to win: with its score known, most bounds are low.
+        let top = largest(candidates);
+        let Some(first) = candidates.iter().find(|c| c.value == top) else { return TokenId(0) };
         let mut best = (score(first.value, self.bits(first.id)), first.id);
-        for c in candidates {
-            let bits = self.bits(c.id);
-            if bits >= winning_bits(c.value, best.0) {
+        for block in candidates.chunks(CHUNK) {
+            let bound = winning_bits(largest(block), best.0);
+            if bound == 0 {
                 continue;
             }
-            let score = score(c.value, bits);
-            if score > best.0 || (score == best.0 && c.id < best.1) {
-                best = (score, c.id);
+            let mut bits = [u64::MAX; CHUNK];
+            for (bits, c) in bits.iter_mut().zip(block) {
+                *bits = self.bits(c.id);
+            }
+            if bits.iter().fold(true, |none, b| none & (*b >= bound)) {
+                continue;
+            }
+            for (c, &bits) in block.iter().zip(&bits) {
+                if bits < bound {
+                    best = better(best, (score(c.value, bits), c.id));
+                }
             }
         }
         best.1
@@ -69,12 +83,8 @@ impl Noise {
             for (i, &x) in chunk.iter().enumerate() {
                 let id = token(c * CHUNK + i);
                 let bits = self.bits(id);
-                if bits >= bound {
-                    continue;
-                }
-                let score = score(scale(x), bits);
-                if score > best.0 || (score == best.0 && id < best.1) {
-                    best = (score, id);
+                if bits < bound {
+                    best = better(best, (score(scale(x), bits), id));
                 }
             }
         }
@@ -86,6 +96,11 @@ impl Noise {
     pub(super) fn bits(self, id: TokenId) -> u64 {
         mix(self.key.wrapping_add(u64::from(id.0).wrapping_mul(STEP))) >> (64 - BITS)
     }
+}
+
+/// The larger score; of equals the lower id.
+fn better(a: (f64, TokenId), b: (f64, TokenId)) -> (f64, TokenId) {
+    if b.0 > a.0 || (b.0 == a.0 && b.1 < a.1) { b } else { a }
 }
 
 /// `z` plus Gumbel noise: `z - ln(-ln(1 - v))`, where `v` is uniform in (0, 1). Small `v` wins, and

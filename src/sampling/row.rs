@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::ids::TokenId;
+use crate::os::{Loops, vectorised};
 
 /// Tokens of a chunk.
 pub(super) const CHUNK: usize = 64;
@@ -22,24 +23,8 @@ impl Maxima {
     pub(super) fn scan(&mut self, logits: &[f32]) -> Result<()> {
         self.chunks.clear();
         self.chunks.try_reserve(logits.len().div_ceil(CHUNK))?;
-        let mut nan = [false; LANES];
-        let mut max = f32::NEG_INFINITY;
-        let mut has_nan = false;
-        let mut chunks = logits.chunks_exact(CHUNK);
-        for chunk in &mut chunks {
-            let largest = scan_chunk(chunk, &mut nan);
-            max = larger(largest, max);
-            self.chunks.push(largest);
-        }
-        let rest = chunks.remainder();
-        if !rest.is_empty() {
-            let largest = rest.iter().fold(f32::NEG_INFINITY, |m, &x| larger(x, m));
-            has_nan = rest.iter().any(|x| x.is_nan());
-            max = larger(largest, max);
-            self.chunks.push(largest);
-        }
-        self.max = max;
-        self.has_nan = has_nan || nan.contains(&true);
+        let chunks = &mut self.chunks;
+        (self.max, self.has_nan) = vectorised(Scan { logits, chunks });
         Ok(())
     }
 
@@ -63,6 +48,39 @@ impl Maxima {
         let start = self.chunks.iter().position(|&m| m == self.max).unwrap_or(0) * CHUNK;
         let within = logits[start.min(logits.len())..].iter().position(|&x| x == self.max);
         token(start + within.unwrap_or(0))
+    }
+}
+
+/// `Maxima::scan`: the row's maximum, and whether it has a NaN.
+struct Scan<'a> {
+    logits: &'a [f32],
+    /// Has room for all.
+    chunks: &'a mut Vec<f32>,
+}
+
+impl Loops for Scan<'_> {
+    type Output = (f32, bool);
+
+    #[inline(always)]
+    fn run(self) -> (f32, bool) {
+        let Self { logits, chunks: maxima } = self;
+        let mut nan = [false; LANES];
+        let mut max = f32::NEG_INFINITY;
+        let mut has_nan = false;
+        let mut chunks = logits.chunks_exact(CHUNK);
+        for chunk in &mut chunks {
+            let largest = scan_chunk(chunk, &mut nan);
+            max = larger(largest, max);
+            maxima.push(largest);
+        }
+        let rest = chunks.remainder();
+        if !rest.is_empty() {
+            let largest = rest.iter().fold(f32::NEG_INFINITY, |m, &x| larger(x, m));
+            has_nan = rest.iter().any(|x| x.is_nan());
+            max = larger(largest, max);
+            maxima.push(largest);
+        }
+        (max, has_nan || nan.contains(&true))
     }
 }
 

@@ -1,6 +1,5 @@
 //! Row sources over a checkpoint's tensors.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::backend::{DType, RowSource};
@@ -56,31 +55,14 @@ impl RowSource for TensorRows {
     }
 }
 
-/// A tensor `[in, out]` served as rows `[out, in]`.
-///
-/// A stripe of output columns is read and turned at once, so that a backend that asks for a few
-/// rows at a time does not cause a tiny read for each of them in each file row; with rows asked for
-/// in order each element is read once.
+/// A tensor `[in, out]` served as rows `[out, in]`: what is asked for is read as a stripe of
+/// columns and turned.
 pub struct TransposedRows {
     tensor: Tensor,
     dtype: DType,
     rows: usize,
     cols: usize,
-    /// About the most bytes of a stripe.
-    stripe_bytes: usize,
-    stripe: RefCell<Stripe>,
 }
-
-/// Rows that were turned already.
-#[derive(Default)]
-struct Stripe {
-    rows: Range<usize>,
-    /// `[rows.len(), cols]`.
-    data: Vec<u8>,
-}
-
-/// Value of `stripe_bytes`.
-const STRIPE_BYTES: usize = 16 << 20;
 
 impl TransposedRows {
     /// Columns of `tensor`, which has two dimensions, as rows. Fails as `TensorRows::new` does.
@@ -88,43 +70,7 @@ impl TransposedRows {
         let [cols, rows] = tensor.shape[..] else {
             panic!("the caller compared the shape with one of two dimensions");
         };
-        Ok(Self {
-            dtype: float_dtype(tensor)?,
-            tensor: tensor.clone(),
-            rows,
-            cols,
-            stripe_bytes: STRIPE_BYTES,
-            stripe: RefCell::default(),
-        })
-    }
-
-    fn load_stripe(&self, rows: Range<usize>, stripe: &mut Stripe) -> Result<()> {
-        let size = self.dtype.size();
-        let (width, row_bytes) = (rows.len(), self.cols * size);
-        // Nothing is valid should a read fail half way.
-        stripe.rows = 0..0;
-        if stripe.data.len() < width * row_bytes {
-            stripe.data.try_reserve_exact(width * row_bytes - stripe.data.len())?;
-            stripe.data.resize(width * row_bytes, 0);
-        }
-        let mut lines = Vec::new();
-        lines.try_reserve_exact(LINES * width * size)?;
-        lines.resize(LINES * width * size, 0);
-        for col in (0..self.cols).step_by(LINES) {
-            let count = LINES.min(self.cols - col);
-            for (i, line) in lines.chunks_exact_mut(width * size).take(count).enumerate() {
-                let first = (col + i) * self.rows + rows.start;
-                read(&self.tensor, self.tensor.offset + (first * size) as u64, line)?;
-                check_finite(&self.tensor, self.dtype, line, first)?;
-            }
-            let turned = &mut stripe.data[col * size..];
-            match size {
-                2 => turn::<2>(&lines, width, count, turned, row_bytes),
-                _ => turn::<4>(&lines, width, count, turned, row_bytes),
-            }
-        }
-        stripe.rows = rows;
-        Ok(())
+        Ok(Self { dtype: float_dtype(tensor)?, tensor: tensor.clone(), rows, cols })
     }
 }
 
@@ -147,19 +93,33 @@ impl RowSource for TransposedRows {
 
     fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
         check_request(self, &rows, out);
-        let row_bytes = self.cols * self.dtype.size();
-        let mut stripe = self.stripe.borrow_mut();
-        if rows.is_empty() {
-            return Ok(());
+        let size = self.dtype.size();
+        let (width, row_bytes) = (rows.len(), self.cols * size);
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(LINES * width * size)?;
+        lines.resize(LINES * width * size, 0);
+        for col in (0..self.cols).step_by(LINES) {
+            let count = LINES.min(self.cols - col);
+            if width == 0 {
+                break;
+            }
+            for (i, line) in lines.chunks_exact_mut(width * size).take(count).enumerate() {
+                let first = (col + i) * self.rows + rows.start;
+                read(&self.tensor, self.tensor.offset + (first * size) as u64, line)?;
+                check_finite(&self.tensor, self.dtype, line, first)?;
+            }
+            let turned = &mut out[col * size..];
+            match size {
+                2 => turn::<2>(&lines, width, count, turned, row_bytes),
+                _ => turn::<4>(&lines, width, count, turned, row_bytes),
+            }
         }
-        if rows.start < stripe.rows.start || rows.end > stripe.rows.end {
-            let wanted = (self.stripe_bytes / row_bytes.max(1)).max(rows.len());
-            let end = (rows.start + wanted).min(self.rows);
-            self.load_stripe(rows.start..end, &mut stripe)?;
-        }
-        let from = (rows.start - stripe.rows.start) * row_bytes;
-        out.copy_from_slice(&stripe.data[from..from + out.len()]);
         Ok(())
+    }
+
+    /// Each file row is a read of its own: the more of it, the better.
+    fn piece_bytes(&self) -> usize {
+        4 << 20
     }
 }
 
@@ -289,15 +249,13 @@ mod tests {
     #[test]
     fn transposed_rows_are_columns_in_any_pieces() {
         let plain = rows_of(&TensorRows::new(&tensor()).unwrap(), 0..48);
-        for stripe_bytes in [1, 48 * 4 * 10, STRIPE_BYTES] {
-            let source = TransposedRows { stripe_bytes, ..TransposedRows::new(&tensor()).unwrap() };
-            assert_eq!((source.rows(), source.cols()), (192, 48));
-            for rows in [0..7, 7..20, 20..20, 15..40, 0..192, 191..192, 3..4] {
-                let turned = rows_of(&source, rows.clone());
-                for (i, row) in rows.enumerate() {
-                    for col in 0..48 {
-                        assert_eq!(turned[i * 48 + col], plain[col * 192 + row]);
-                    }
+        let source = TransposedRows::new(&tensor()).unwrap();
+        assert_eq!((source.rows(), source.cols()), (192, 48));
+        for rows in [0..7, 7..20, 20..20, 15..40, 0..192, 191..192, 3..4] {
+            let turned = rows_of(&source, rows.clone());
+            for (i, row) in rows.enumerate() {
+                for col in 0..48 {
+                    assert_eq!(turned[i * 48 + col], plain[col * 192 + row]);
                 }
             }
         }

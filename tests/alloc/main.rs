@@ -165,7 +165,7 @@ impl Steps {
             seed: 1,
             max_model_len: None,
         };
-        let model = model::load(&config, &load, backend, &mut |_| Ok(())).unwrap();
+        let model = model::load(&config, &load, backend, |_| Ok(())).unwrap();
         let blocks = (WARM_UP + STEPS).div_ceil(BLOCK_SIZE);
         let limits = StepLimits {
             max_tokens: 64,

@@ -25,7 +25,7 @@ fn load(dir: &Path) -> Result<()> {
     let config = ModelConfig::from_dir(dir)?;
     let options = LoadOptions { dir, load_format: LoadFormat::Auto, seed: 0, max_model_len: None };
     let mut backend = ReferenceBackend::new(ComputeType::F32);
-    model::load(&config, &options, &mut backend, &mut |_| Ok(())).map(|_| ())
+    model::load(&config, &options, &mut backend, |_| Ok(())).map(|_| ())
 }
 
 /// Breaks a copy of a golden case and checks how it is refused.

@@ -132,7 +132,7 @@ fn load(config: &ModelConfig, dir: &Path) {
     let options =
         LoadOptions { dir, load_format: LoadFormat::Auto, seed: 0, max_model_len: Some(64) };
     let mut backend = ReferenceBackend::new(ComputeType::F32);
-    let _ = model::load(config, &options, &mut backend, &mut |_| Ok(()));
+    let _ = model::load(config, &options, &mut backend, |_| Ok(()));
 }
 
 /// Turns, removes, inserts or doubles a few bytes; digits are turned into digits half of the time,

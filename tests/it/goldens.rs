@@ -1,6 +1,7 @@
 //! Every golden case: tokens and logprobs are those of Hugging Face transformers.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use vrust::backend::ComputeType;
 use vrust::config::{LoadFormat, ModelDType};
@@ -103,24 +104,27 @@ fn dummy_weights_need_no_weights() {
 
 #[test]
 fn progress_rises_to_one_and_cancels() {
-    let (dir, mut seen) = (folder("qwen2"), Vec::new());
+    let dir = folder("qwen2");
     let config = config_of(&dir);
     let options =
         LoadOptions { dir: &dir, load_format: LoadFormat::Auto, seed: 0, max_model_len: None };
     let mut backend = reference(ComputeType::F32);
-    let mut note = |done: f32| {
-        seen.push(done);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&seen);
+    let note = move |done: f32| {
+        noted.lock().unwrap().push(done);
         Ok(())
     };
-    model::load(&config, &options, &mut *backend, &mut note).unwrap();
+    model::load(&config, &options, &mut *backend, note).unwrap();
+    let seen = seen.lock().unwrap();
     assert!(seen.is_sorted() && seen.len() > config.num_layers, "{seen:?}");
     assert_eq!((seen[0], seen[seen.len() - 1]), (0.0, 1.0));
 
-    let mut cancel = |done: f32| match done > 0.5 {
+    let cancel = |done: f32| match done > 0.5 {
         true => Err(Error::new(ErrorKind::Cancelled, "enough")),
         false => Ok(()),
     };
-    let error = model::load(&config, &options, &mut *backend, &mut cancel).err().unwrap();
+    let error = model::load(&config, &options, &mut *backend, cancel).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
 }
 

@@ -14,6 +14,7 @@ mod engine_params;
 mod engine_prefix_cache;
 mod engine_requests;
 mod engine_support;
+mod engine_threads;
 mod engine_traffic;
 mod fuzz;
 mod goldens;

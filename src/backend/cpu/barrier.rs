@@ -4,13 +4,15 @@
 //! than the work. But a host's own threads may hold the core that the last thread needs: then
 //! spinning only keeps it away longer.
 
+use std::time::{Duration, Instant};
+
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex, hint};
 
 /// Lets `threads` threads meet again and again.
 pub struct Barrier {
     threads: usize,
-    spins: usize,
+    spin: Duration,
     arrived: AtomicUsize,
     /// Meetings so far; a change lets the waiters go.
     generation: AtomicUsize,
@@ -20,17 +22,13 @@ pub struct Barrier {
 }
 
 impl Barrier {
-    /// A barrier of `threads` threads that hardly spins.
-    pub fn new(threads: usize) -> Self {
-        Self::with_spins(threads, 1)
-    }
-
-    /// A barrier that looks `spins` times before it sleeps.
-    pub fn with_spins(threads: usize, spins: usize) -> Self {
+    /// A barrier of `threads` threads, each of which looks for `spin` before it sleeps; with zero
+    /// it sleeps at once.
+    pub fn new(threads: usize, spin: Duration) -> Self {
         assert!(threads > 0, "a barrier needs at least one thread");
         Self {
             threads,
-            spins,
+            spin,
             arrived: AtomicUsize::new(0),
             generation: AtomicUsize::new(0),
             sleepers: AtomicUsize::new(0),
@@ -41,15 +39,14 @@ impl Barrier {
 
     /// Returns when all threads have called it as often as this one.
     pub fn wait(&self) {
+        self.wait_while(|| true);
+    }
+
+    /// As `wait`, but looks only as long as `may_spin` says so.
+    pub fn wait_while(&self, may_spin: impl Fn() -> bool) {
         let generation = self.generation.load(Ordering::Acquire);
-        if self.arrive_at(generation, 1) {
+        if self.arrive_at(generation, 1) || self.spin(generation, may_spin) {
             return;
-        }
-        for _ in 0..self.spins {
-            if self.generation.load(Ordering::Acquire) != generation {
-                return;
-            }
-            hint::spin_loop();
         }
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         // Nothing panics while it holds this lock, so it is never poisoned.
@@ -64,6 +61,31 @@ impl Barrier {
     /// Arrives for `count` threads without waiting: stands in for threads that never came to be.
     pub fn arrive(&self, count: usize) {
         self.arrive_at(self.generation.load(Ordering::Acquire), count);
+    }
+
+    /// Looks for a while; true when the others have come.
+    fn spin(&self, generation: usize, may_spin: impl Fn() -> bool) -> bool {
+        if self.spin.is_zero() {
+            return false;
+        }
+        // Most meetings end before the clock is asked for the first time.
+        let mut began = None;
+        loop {
+            for _ in 0..LOOKS {
+                if self.generation.load(Ordering::Acquire) != generation {
+                    return true;
+                }
+                if !may_spin() {
+                    return false;
+                }
+                hint::spin_loop();
+            }
+            // Shuttle explores schedules, and a clock has no place in one.
+            let passed = |began: Instant| cfg!(feature = "shuttle") || began.elapsed() >= self.spin;
+            if passed(*began.get_or_insert_with(Instant::now)) {
+                return false;
+            }
+        }
     }
 
     /// Counts arrivals; true when they were the last, and the others have been let go.
@@ -84,21 +106,24 @@ impl Barrier {
     }
 }
 
+/// Looks between two of the clock.
+const LOOKS: usize = if cfg!(feature = "shuttle") { 1 } else { 32 };
+
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use super::*;
 
     #[test]
     fn everyone_is_there_at_each_meeting() {
-        for (threads, spins) in [(1, 0), (2, 0), (3, 50), (5, 1000)] {
-            let barrier = Barrier::with_spins(threads, spins);
+        for (threads, spin) in [(1, 0), (2, 0), (3, 5), (5, 100)] {
+            let barrier = Barrier::new(threads, Duration::from_micros(spin));
             let count = AtomicUsize::new(0);
             std::thread::scope(|scope| {
                 for _ in 0..threads {
                     scope.spawn(|| {
                         for round in 1..=200 {
                             count.fetch_add(1, Ordering::Relaxed);
-                            barrier.wait();
+                            barrier.wait_while(|| round % 2 == 0);
                             assert_eq!(count.load(Ordering::Relaxed), round * threads);
                             barrier.wait();
                         }

@@ -1,5 +1,6 @@
 //! How the backend's ops become descriptors: shapes asserted, pointers resolved, and the program
 //! handed to the pool.
+#![allow(unsafe_code, reason = "gives each row of logits to one thread")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -10,6 +11,9 @@ use super::linear::{ConvertArgs, InputForm, quantized};
 use super::norm::NormArgs;
 use super::program::{Context, ConvertRows, LinearOp, Op};
 use crate::backend::{ActId, Attention, LinearId, StepInput, VectorId};
+
+/// A caller's closure over the rows of logits: row, logits.
+type MapLogits<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
 
 impl CpuBackend {
     pub(super) fn tokens(&self) -> usize {
@@ -167,9 +171,10 @@ impl CpuBackend {
         }
     }
 
-    /// Runs what was described, if anything.
-    pub(super) fn run_program(&mut self) {
-        if self.ops.is_empty() {
+    /// Runs what was described, and then `map` over the rows of the last `logits` call: one
+    /// parallel region for all of it.
+    pub(super) fn run_program(&mut self, map: Option<MapLogits<'_>>) {
+        if self.ops.is_empty() && map.is_none() {
             return;
         }
         self.find_unread();
@@ -192,7 +197,14 @@ impl CpuBackend {
             block_rows: self.block_rows,
             failed: &AtomicBool::new(false),
         };
-        let run = std::panic::AssertUnwindSafe(|| self.pool.run(&|thread| context.run(thread)));
+        let (next_row, width) = (AtomicUsize::new(0), self.logits_width);
+        let work = |thread: usize| {
+            context.run(thread);
+            if let Some(map) = map {
+                map_rows(&context, map, &next_row, width);
+            }
+        };
+        let run = std::panic::AssertUnwindSafe(|| self.pool.run(&work));
         let result = std::panic::catch_unwind(run);
         self.ops.clear();
         if let Err(payload) = result {
@@ -223,4 +235,22 @@ impl CpuBackend {
 fn is_unread(x: *const f32, ops: &[Op]) -> bool {
     let next = ops.iter().find(|op| op.reads(x) || op.overwrites(x));
     next.is_some_and(|op| !op.reads(x))
+}
+
+/// Takes rows of logits, one after the other, as long as there are any. `next` is shared by all
+/// threads, which have passed the program's last barrier.
+fn map_rows(context: &Context<'_>, map: MapLogits<'_>, next: &AtomicUsize, width: usize) {
+    let workspace = context.workspace;
+    // Whoever finds the program failed has no logits to map.
+    while !context.failed.load(Ordering::Relaxed) {
+        let row = next.fetch_add(1, Ordering::Relaxed);
+        if row >= workspace.logits_rows.len() {
+            return;
+        }
+        // SAFETY: rows lie in the buffer, and the cursor gives each to one thread.
+        let logits = unsafe {
+            std::slice::from_raw_parts_mut(workspace.logits.as_ptr().add(row * width), width)
+        };
+        map(row, logits);
+    }
 }

@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(crate) trait Element: Copy + Send + Sync + 'static {}
 impl Element for f32 {}
 impl Element for u16 {}
+impl Element for u32 {}
 impl Element for u8 {}
 
 /// A zeroed, 64-byte aligned array of `len` elements that several threads fill in disjoint parts.

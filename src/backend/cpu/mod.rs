@@ -14,7 +14,8 @@
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use super::{
     ActId, Activation, Attention, Backend, BackendCounters, ComputeType, KvSpec, LinearId,
@@ -30,10 +31,12 @@ mod attention;
 pub mod barrier;
 mod elementwise;
 mod enqueue;
+mod fill;
 mod float_env;
 pub mod isa;
 mod kernels;
 mod kv;
+mod leases;
 mod linear;
 mod math;
 mod memory;
@@ -51,11 +54,12 @@ use attention::plan::Plan;
 use elementwise::{ActivateArgs, GatedArgs};
 use kernels::Kernels;
 use kv::KvCache;
+use leases::Leases;
 use memory::Buffer;
 use pack::{Packed, Precision};
 use program::{AttentionOp, Input, Op, ThreadScratch, Workspace};
 use rope::{RopeArgs, RopeTable};
-use thread_pool::ThreadPool;
+use thread_pool::{PoolOptions, ThreadPool};
 
 /// What a CPU backend is made with.
 #[derive(Clone, Copy, Debug)]
@@ -66,19 +70,30 @@ pub struct CpuOptions {
     pub quantization: Option<Quantization>,
     /// Whether keys and values are rounded to int8 instead, with a scale for each token and head.
     pub int8_kv: bool,
-    /// Compute threads, the caller included; one for each core that the process may use when
-    /// absent.
+    /// Compute threads, the caller included; one for each physical core that the process may use
+    /// when absent.
     pub threads: Option<usize>,
     /// Instruction path; the best one when absent.
     pub isa: Option<CpuIsa>,
     /// Binds each thread, the caller too, to one core.
     pub pin: bool,
+    /// How long a thread that waits for others looks before it sleeps.
+    pub spin: Duration,
 }
 
 impl CpuOptions {
     /// The best path on all cores, nothing quantized or pinned.
     pub fn new(compute: ComputeType) -> Self {
-        Self { compute, quantization: None, int8_kv: false, threads: None, isa: None, pin: false }
+        let spin = thread_pool::SPIN;
+        Self {
+            compute,
+            quantization: None,
+            int8_kv: false,
+            threads: None,
+            isa: None,
+            pin: false,
+            spin,
+        }
     }
 }
 
@@ -118,10 +133,11 @@ impl CpuBackend {
     /// path, and when threads cannot be started.
     pub fn new(options: CpuOptions) -> Result<Self> {
         let isa = isa::choose(options.isa)?;
-        let threads = options.threads.unwrap_or_else(thread_pool::default_threads).max(1);
+        let threads = options.threads.unwrap_or_else(affinity::default_threads).max(1);
+        let (pin, spin, leases) = (options.pin, options.spin, Leases::of_process());
         let empty = KvSpec { groups: Vec::new(), block_size: 16 };
         Ok(Self {
-            pool: ThreadPool::new(threads, options.pin)?,
+            pool: ThreadPool::new(PoolOptions { threads, pin, spin, leases })?,
             isa,
             kernels: kernels::of(isa),
             precision: Precision { compute: options.compute, quantization: options.quantization },
@@ -357,27 +373,12 @@ impl Backend for CpuBackend {
     }
 
     fn map_logits(&mut self, f: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Result<()> {
-        self.run_program();
-        let (rows, width) = (self.workspace.logits_rows.len(), self.logits_width);
-        let (next, logits) = (AtomicUsize::new(0), &self.workspace.logits);
-        self.pool.run(&|_| {
-            loop {
-                let row = next.fetch_add(1, Ordering::Relaxed);
-                if row >= rows {
-                    return;
-                }
-                // SAFETY: rows lie in the buffer, and the cursor gives each to one thread.
-                let row_logits = unsafe {
-                    std::slice::from_raw_parts_mut(logits.as_ptr().add(row * width), width)
-                };
-                f(row, row_logits);
-            }
-        });
+        self.run_program(Some(f));
         Ok(())
     }
 
     fn finish_step(&mut self) -> Result<()> {
-        self.run_program();
+        self.run_program(None);
         Ok(())
     }
 

@@ -12,12 +12,13 @@
 
 use std::ops::Range;
 
+use super::fill::{Panels, fill};
 use super::linear::InputForm;
 use super::linear::quantized::{Format, Int4, Int8, row_bytes};
 use super::memory::Buffer;
-use super::simd::{bf16_bits, bf16_value};
+use super::simd::bf16_value;
 use super::thread_pool::ThreadPool;
-use super::{linear, quantize, share};
+use super::{linear, quantize};
 use crate::backend::{ComputeType, DType, LinearPart, LinearRole, LinearSpec};
 use crate::config::Quantization;
 use crate::error::{Error, ErrorKind, Result};
@@ -59,7 +60,7 @@ pub(crate) struct Packed {
     /// Inputs, padded as the layout wants.
     pub(crate) k_padded: usize,
     /// Gate and up, each of half the outputs, panel by panel in turn.
-    gated: bool,
+    pub(super) gated: bool,
     data: Buffer<u8>,
     bias: Option<Buffer<f32>>,
     /// Int8's scales of the outputs, padded to whole panels; else empty.
@@ -99,10 +100,6 @@ impl Storage {
         }
     }
 
-    fn is_quantized(self) -> bool {
-        matches!(self, Self::Int8 | Self::Int4)
-    }
-
     /// The form of inputs that its kernel reads, on a path with bf16 products or without.
     pub(crate) fn input_form(self, bf16_inputs: bool) -> InputForm {
         match self {
@@ -125,7 +122,7 @@ pub(crate) fn input_row_bytes(k: usize) -> usize {
 }
 
 impl Packed {
-    /// Reads, converts and packs a layer's parts, a few megabytes at a time.
+    /// Reads, converts and packs a layer's parts on all threads.
     pub(crate) fn new(
         spec: &LinearSpec,
         precision: Precision,
@@ -166,12 +163,21 @@ impl Packed {
         if storage == Storage::Int8 {
             packed.scales = Buffer::zeroed(16 * packed.panels(), "scales of weights")?;
         }
-        let mut row = 0;
-        for part in &spec.parts {
-            packed.fill(part, row, pool)?;
-            row += part.weight.rows();
-        }
+        fill(&packed, &spec.parts, pool)?;
         Ok(packed)
+    }
+
+    /// Where to pack to: all panels, or those of one side of gated ones.
+    pub(super) fn target(&self, side: Option<usize>) -> Panels {
+        let at = side.unwrap_or(0);
+        Panels {
+            storage: self.storage,
+            k: self.k,
+            data: self.data.as_ptr().wrapping_add(at * self.panel_bytes()),
+            scales: self.scales.as_ptr().wrapping_add(at * 16),
+            apart: if side.is_some() { 2 } else { 1 },
+            bytes: self.panel_bytes(),
+        }
     }
 
     /// Bytes of one panel.
@@ -257,47 +263,6 @@ impl Packed {
         }
     }
 
-    /// Packs one part, whose first row is row `start` of the layer.
-    fn fill(&self, part: &LinearPart, start: usize, pool: &mut ThreadPool) -> Result<()> {
-        let (weight, dtype) = (&part.weight, part.weight.dtype());
-        let row_bytes = self.k * dtype.size();
-        let chunk_rows = (CHUNK_BYTES / row_bytes.max(1)).max(16) / 16 * 16;
-        let mut chunk = Buffer::<u8>::zeroed(
-            chunk_rows.min(weight.rows()).saturating_mul(row_bytes),
-            "staging of weights",
-        )?;
-        let threads = pool.threads();
-        let staged = if self.storage.is_quantized() { self.k } else { 0 };
-        let staging = Buffer::<f32>::zeroed(threads.saturating_mul(staged), "staging of weights")?;
-        let mut from = 0;
-        while from < weight.rows() {
-            let rows = from..(from + chunk_rows).min(weight.rows());
-            let bytes = &mut chunk.as_mut_slice()[..rows.len() * row_bytes];
-            weight.read_rows(rows.clone(), bytes)?;
-            let bytes: &[u8] = bytes;
-            let target = start + rows.start..start + rows.end;
-            pool.run(&|thread| {
-                // SAFETY: each thread has a row of its own.
-                let values = unsafe {
-                    let start = staging.as_ptr().add(thread * staged);
-                    std::slice::from_raw_parts_mut(start, staged)
-                };
-                for row in target.start + share(target.len(), thread, threads).start
-                    ..target.start + share(target.len(), thread, threads).end
-                {
-                    let source = &bytes[(row - target.start) * row_bytes..][..row_bytes];
-                    if staged > 0 {
-                        self.quantize_row(row, dtype, source, values);
-                    } else {
-                        self.write_row(row, dtype, source);
-                    }
-                }
-            });
-            from = rows.end;
-        }
-        Ok(())
-    }
-
     /// The parts' biases, zero where a part has none, one for each output of the panels; none when
     /// no part has one.
     fn pack_bias(&self, parts: &[LinearPart]) -> Result<Option<Buffer<f32>>> {
@@ -321,73 +286,7 @@ impl Packed {
         }
         Ok(Some(bias))
     }
-
-    /// Rounds one row; `values` is room for it.
-    fn quantize_row(&self, row: usize, dtype: DType, source: &[u8], values: &mut [f32]) {
-        dtype.widen(source, values);
-        let place = self.place(row);
-        let (panel, lane) = (place / 16 * self.panel_bytes(), place % 16);
-        // SAFETY: the row is one of the layer's, and no other thread has it.
-        unsafe {
-            let panel = self.data.as_ptr().add(panel);
-            if self.storage == Storage::Int8 {
-                *self.scales.as_ptr().add(place) = quantize::write_int8(panel, lane, values);
-            } else {
-                quantize::write_int4(panel, lane, values);
-            }
-        }
-    }
-
-    /// Converts and scatters one row; threads write different rows, thus different elements.
-    fn write_row(&self, row: usize, dtype: DType, source: &[u8]) {
-        let half_at = |i: usize| u16::from_le_bytes([source[2 * i], source[2 * i + 1]]);
-        let single = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        let value = |i: usize| match dtype {
-            DType::F32 => single(&source[4 * i..4 * i + 4]),
-            DType::F16 => half::f16::from_bits(half_at(i)).to_f32(),
-            DType::Bf16 => bf16_value(half_at(i)),
-        };
-        let first = self.index(row, 0);
-        // SAFETY: `index` stays within the buffer for i < k, steps along K are 16 elements (or
-        // pairs) apart, and no other thread has this row.
-        unsafe {
-            let singles = self.data.as_ptr().cast::<f32>();
-            let halves = self.data.as_ptr().cast::<u16>();
-            match (self.storage, dtype) {
-                // The usual case, pair by pair; an odd column at the end follows below.
-                (Storage::Bf16Pairs, DType::Bf16) => {
-                    let pairs = halves.add(first).cast::<[u16; 2]>();
-                    for (i, b) in source.chunks_exact(4).enumerate() {
-                        let pair = [[b[0], b[1]], [b[2], b[3]]].map(u16::from_le_bytes);
-                        *pairs.add(i * 16) = pair;
-                    }
-                    if self.k % 2 == 1 {
-                        *halves.add(self.index(row, self.k - 1)) = half_at(self.k - 1);
-                    }
-                }
-                (Storage::Bf16Pairs, _) => {
-                    for i in 0..self.k {
-                        *halves.add(self.index(row, i)) = bf16_bits(value(i));
-                    }
-                }
-                (Storage::F32, _) => {
-                    for i in 0..self.k {
-                        *singles.add(first + i * 16) = value(i);
-                    }
-                }
-                (Storage::F16 | Storage::Bf16, _) => {
-                    for (i, b) in source.chunks_exact(2).enumerate() {
-                        *halves.add(first + i * 16) = u16::from_le_bytes([b[0], b[1]]);
-                    }
-                }
-                (Storage::Int8 | Storage::Int4, _) => unreachable!("rounded by `quantize_row`"),
-            }
-        }
-    }
 }
-
-/// Rows of a part that are packed in one go hold about this many bytes.
-const CHUNK_BYTES: usize = 4 << 20;
 
 fn storage_of(spec: &LinearSpec, precision: Precision) -> Storage {
     match (precision.quantization, spec.role) {

@@ -55,7 +55,7 @@ fn check(params: &ResolvedParams, row: &[f32]) -> std::result::Result<(), TestCa
     let mut maxima = Maxima::default();
     maxima.scan(row).unwrap();
     let mut kept = Vec::new();
-    filters.survivors(row, &maxima, &mut kept).unwrap();
+    filters.survivors(row, &maxima, &mut Room::default(), &mut kept).unwrap();
     let tokens: BTreeSet<u32> = kept.iter().map(|c| c.id.0).collect();
     prop_assert_eq!(tokens.len(), kept.len(), "a token is there twice");
     let oracle = oracle(params, row);
@@ -116,7 +116,7 @@ fn equal_logits_keep_the_lowest_ids_under_top_p() {
         let mut maxima = Maxima::default();
         maxima.scan(&row).unwrap();
         let mut kept = Vec::new();
-        Filters::new(&params).survivors(&row, &maxima, &mut kept).unwrap();
+        Filters::new(&params).survivors(&row, &maxima, &mut Room::default(), &mut kept).unwrap();
         let mut tokens: Vec<usize> = kept.iter().map(|c| c.id.index()).collect();
         tokens.sort_unstable();
         let expected = (0.45 * len as f64).ceil() as usize;

@@ -43,7 +43,7 @@ impl<'a> Runner<'a> {
         config: &ModelConfig,
         backend: &'a mut dyn Backend,
     ) -> Result<Self> {
-        let model = model::load(config, options, backend, &mut |_| Ok(()))?;
+        let model = model::load(config, options, backend, |_| Ok(()))?;
         let limits = StepLimits {
             max_tokens: MAX_TOKENS,
             max_seqs: 1,
