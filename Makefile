@@ -64,6 +64,7 @@ test-long:
 bench: gateway
 	@$(CARGO) bench --bench batching
 	@$(CARGO) bench --bench overhead
+	@$(CARGO) bench --bench loading
 	@$(CARGO) bench --bench growth -- $(CURDIR)/benches/plots
 	@benches/peers/setup.sh $(BUILD)/peers
 	@benches/peers/compare.py machine

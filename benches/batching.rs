@@ -4,13 +4,14 @@
 //! bandwidth that one stream moves, peak memory against weights + pool, and what two engines in one
 //! process reach together.
 //!
-//! `cargo bench --bench batching`
+//! `cargo bench --bench batching [-- sharing]`; `sharing` is about other engines and busy hosts.
 
 #![allow(clippy::print_stdout, missing_docs, reason = "a benchmark prints")]
 
 mod support;
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -31,6 +32,10 @@ fn main() {
     let mut options = dummy(&folder);
     options.kv_cache_memory_bytes = Some(POOL_BYTES);
     options.max_model_len = Some(4096);
+    if std::env::args().any(|a| a == "sharing") {
+        two_engines(&ready(options.clone()), options.clone());
+        return with_a_busy_host(&options);
+    }
     let began = Instant::now();
     let engine = ready(options.clone());
     let info = engine.info().expect("it is ready");
@@ -65,6 +70,30 @@ fn main() {
     let allowed = weights / 1048576.0 + POOL_BYTES as f64 / 1048576.0 + 300.0;
     println!("peak resident       {peak:.0} MiB of {allowed:.0} (weights + pool + 300)");
     println!("resident after drop {after:.0} MiB");
+}
+
+/// What spinning and pinning cost or bring, alone and while a thread of the host's keeps a core.
+fn with_a_busy_host(options: &EngineOptions) {
+    for (spin, pin) in [(0, false), (10, false), (50, false), (50, true), (500, false)] {
+        let mut options = options.clone();
+        (options.cpu_spin_us, options.cpu_pin_threads) = (spin, pin);
+        let engine = ready(options);
+        let mut alone: Vec<f64> = (0..ROUNDS).map(|r| decode(&engine, 1, 24, r + 500)).collect();
+        let stop = AtomicBool::new(false);
+        let mut beside: Vec<f64> = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+            let rates = (0..ROUNDS).map(|r| decode(&engine, 1, 24, r + 600)).collect();
+            stop.store(true, Ordering::Relaxed);
+            rates
+        });
+        let (alone, beside) = (spread(&mut alone, 1), spread(&mut beside, 1));
+        let pinned = if pin { ", pinned" } else { "" };
+        println!("spin {spin} us{pinned}: {alone} tokens/s, beside a busy thread {beside}");
+    }
 }
 
 /// Do two engines share the cores? Tokens a second of one stream in each of two engines at once,

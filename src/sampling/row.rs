@@ -64,12 +64,13 @@ impl Loops for Scan<'_> {
     #[inline(always)]
     fn run(self) -> (f32, bool) {
         let Self { logits, chunks: maxima } = self;
-        let mut nan = [false; LANES];
+        // Without its sign a NaN is the greatest of floats as integers.
+        let mut magnitudes = [0i32; LANES];
         let mut max = f32::NEG_INFINITY;
         let mut has_nan = false;
         let mut chunks = logits.chunks_exact(CHUNK);
         for chunk in &mut chunks {
-            let largest = scan_chunk(chunk, &mut nan);
+            let largest = scan_chunk(chunk, &mut magnitudes);
             max = larger(largest, max);
             maxima.push(largest);
         }
@@ -80,7 +81,7 @@ impl Loops for Scan<'_> {
             max = larger(largest, max);
             maxima.push(largest);
         }
-        (max, has_nan || nan.contains(&true))
+        (max, has_nan || magnitudes.iter().any(|m| *m > f32::INFINITY.to_bits() as i32))
     }
 }
 
@@ -96,12 +97,12 @@ fn larger(a: f32, b: f32) -> f32 {
 }
 
 #[inline(always)]
-fn scan_chunk(chunk: &[f32], nan: &mut [bool; LANES]) -> f32 {
+fn scan_chunk(chunk: &[f32], magnitudes: &mut [i32; LANES]) -> f32 {
     let mut max = [f32::NEG_INFINITY; LANES];
     for lanes in chunk.chunks_exact(LANES) {
         for l in 0..LANES {
             max[l] = larger(lanes[l], max[l]);
-            nan[l] |= lanes[l].is_nan();
+            magnitudes[l] = magnitudes[l].max((lanes[l].to_bits() & 0x7fff_ffff) as i32);
         }
     }
     let mut width = LANES / 2;

@@ -106,10 +106,11 @@ fn bad_words_on_the_device_are_the_hosts() {
     });
 }
 
-/// The same rows by the device and by the host's sampler: equal in every bit.
+/// The same rows by the device and by the host's sampler: the same tokens and ranks, and
+/// logprobs as near as two orders of one sum.
 #[test]
-fn logprobs_of_the_device_are_the_hosts_bit_for_bit() {
-    let test = "cuda::draws::logprobs_of_the_device_are_the_hosts_bit_for_bit";
+fn logprobs_of_the_device_are_the_hosts() {
+    let test = "cuda::draws::logprobs_of_the_device_are_the_hosts";
     on_stand_in(test, &[("VRUST_EMU_SEED", "9")], || {
         let (_dir, mut options) = odd(1031);
         options.max_logprobs = 200;
@@ -124,14 +125,15 @@ fn logprobs_of_the_device_are_the_hosts_bit_for_bit() {
         many.priority = 0;
         requests.insert(0, many);
         let by_host = run(&engine, requests).split_off(1);
-        let bits = |outcome: &Outcome| -> Vec<u32> {
-            let choice = outcome.only();
-            let all = records(outcome).into_iter();
-            let all = all.flat_map(|l| [l.token_id.0, l.logprob.to_bits(), l.rank]);
-            choice.tokens.iter().copied().chain(all).collect()
+        let ids = |outcome: &Outcome| -> Vec<u32> {
+            let all = records(outcome).into_iter().flat_map(|l| [l.token_id.0, l.rank]);
+            outcome.only().tokens.iter().copied().chain(all).collect()
         };
         for (i, (device, host)) in by_device.iter().zip(&by_host).enumerate() {
-            assert_eq!(bits(device), bits(host), "request {i}");
+            assert_eq!(ids(device), ids(host), "request {i}");
+            for (device, host) in records(device).iter().zip(&records(host)) {
+                assert!((device.logprob - host.logprob).abs() < 3e-6, "request {i}: {device:?}");
+            }
         }
         assert!(count("kernel:sample") < 2 * drawn, "many of them were the host's");
     });
