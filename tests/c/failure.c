@@ -142,8 +142,9 @@ static void *submit_until_failed(void *argument) {
     uint64_t id = 0;
     VrustStatus status = vrust_submit(me->engine, &request, &id, NULL);
     if (status == VRUST_ERROR_ENGINE_FAILED || status == VRUST_ERROR_SHUTTING_DOWN) return NULL;
-    CHECK(status == VRUST_OK);
-    me->accepted++;
+    /* An emulated device is slow enough for a full queue. */
+    CHECK(status == VRUST_OK || status == VRUST_ERROR_QUEUE_FULL);
+    me->accepted += status == VRUST_OK;
     sleep_ms(1);
   }
 }
