@@ -116,7 +116,7 @@ fn main() {
     let rows = asked.unwrap_or_else(|| "1,2,4,8,16,32,64,128,512,2048".into());
     let rows: Vec<usize> = rows.split(',').map(|r| r.parse().expect("a number of rows")).collect();
     let parameters = LAYERS * SHAPES.iter().map(|(n, k)| n * k).sum::<usize>();
-    attention();
+    [false, true].into_iter().for_each(attention);
     let formats = [(None, 16.0), (Some(Quantization::Int8), 8.0), (Some(Quantization::Int4), 4.5)];
     for (quantization, bits) in formats {
         let mut bench = Bench::new(quantization);
@@ -141,8 +141,10 @@ const HEADS: Heads = Heads { num_heads: 16, num_kv_heads: 8, head_dim: 128 };
 
 /// Attention and the writing of keys and values: operations a second over the visible positions,
 /// and gigabytes of cache that a reader of each position once would read.
-fn attention() {
-    let mut b = CpuBackend::new(CpuOptions::new(ComputeType::Bf16)).expect("a backend");
+fn attention(int8_kv: bool) {
+    let options = CpuOptions { int8_kv, ..CpuOptions::new(ComputeType::Bf16) };
+    let mut b = CpuBackend::new(options).expect("a backend");
+    println!("{}", b.describe());
     let (qkv, out) = (b.activation(HEADS.qkv_width()), b.activation(HEADS.q_width()));
     let blocks = 32 * 1040 / 16 + 1;
     let limits = StepLimits {
@@ -165,8 +167,8 @@ fn attention() {
         }
         let visible = rows * context + rows * (rows + 1) / 2;
         let operations = (4 * LAYERS * seqs * visible * HEADS.q_width()) as f64;
-        let bytes =
-            (LAYERS * seqs * (context + rows) * HEADS.num_kv_heads * HEADS.head_dim * 4) as f64;
+        let per_head = if int8_kv { 2 * (HEADS.head_dim + 4) } else { 4 * HEADS.head_dim };
+        let bytes = (LAYERS * seqs * (context + rows) * HEADS.num_kv_heads * per_head) as f64;
         let (write, attend) = (support::median(&mut write), support::median(&mut attend));
         let (speed, read) = (operations / attend / 1e9, bytes / attend / 1e9);
         let us = write / LAYERS as f64 * 1e6;

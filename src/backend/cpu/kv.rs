@@ -213,6 +213,12 @@ impl LayerKv {
         self.step_bytes() * self.block_size
     }
 
+    /// Bytes from one step of V to the next.
+    #[inline(always)]
+    pub(crate) fn v_step_bytes(&self) -> usize {
+        16 * self.step_bytes()
+    }
+
     /// Bytes from sixteen elements of V to the next sixteen.
     #[inline(always)]
     pub(crate) fn v_apart(&self) -> usize {
@@ -251,7 +257,7 @@ impl LayerKv {
     pub(crate) fn v_at(&self, block: usize, head: usize, group: usize, slot: usize) -> usize {
         (block * self.heads + head) * self.v_head_bytes()
             + group * self.v_apart()
-            + slot / self.step() * 16 * self.step_bytes()
+            + slot / self.step() * self.v_step_bytes()
     }
 
     /// Where the scale of a key lies, those of the block's next slots behind it.

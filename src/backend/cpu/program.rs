@@ -430,14 +430,20 @@ impl Context<'_> {
         }
         // SAFETY: entry `thread` is this thread's own.
         let scratch = unsafe { &mut *self.workspace.scratch[thread].0.get() };
-        loop {
+        let count = plan.items.len() * kv_heads;
+        let take = || {
             let next = self.cursors[index].fetch_add(1, Ordering::Relaxed);
-            if next >= plan.items.len() * kv_heads {
-                return;
-            }
-            let (item, kv_head) = (next / kv_heads, next % kv_heads);
+            (next < count).then_some((next / kv_heads, next % kv_heads))
+        };
+        let mut mine = take();
+        while let Some((item, kv_head)) = mine {
+            // The next one is taken early, so that its keys can be asked for; the last ones are
+            // not: a thread may be done before another begins with what it took.
+            let many = self.cursors[index].load(Ordering::Relaxed) + 2 * self.threads < count;
+            scratch.next = if many { take() } else { None };
             // SAFETY: as in `run_phase`; the cursor gives each item and head to one thread.
             unsafe { (self.kernels.attend)(&args, item, kv_head, scratch) };
+            mine = scratch.next.or_else(take);
         }
     }
 }

@@ -26,6 +26,7 @@ pub(crate) mod plan;
 mod span;
 
 use cached::Cached;
+use places::Next;
 use plan::Plan;
 use span::Rows;
 
@@ -58,6 +59,26 @@ pub(crate) struct AttentionArgs<'a> {
     pub(crate) partials: *mut f32,
 }
 
+impl AttentionArgs<'_> {
+    /// The span that comes after `span` of an item: its own next one, or the next item's first.
+    fn next(
+        &self,
+        (item, seq, kv_head): (&plan::Item, &SeqInput, usize),
+        span: usize,
+        next: Option<(usize, usize)>,
+    ) -> Option<Next<'_>> {
+        let blocks = |seq: &SeqInput| &self.table[seq.block_table_start..][..seq.num_blocks];
+        // What the scores before it ask for reaches over a short one at the end.
+        let end = seq.context_len + item.first_row + item.rows;
+        if span + 1 < item.spans.end && (span + 1) * SPAN + places::AHEAD * 8 < end {
+            return Some(Next { blocks: blocks(seq), kv_head, span: span + 1 });
+        }
+        let (item, kv_head) = next?;
+        let item = &self.plan.items[item];
+        Some(Next { blocks: blocks(&self.seqs[item.seq]), kv_head, span: item.spans.start })
+    }
+}
+
 /// One thread's working memory.
 pub(crate) struct Scratch {
     /// `[TILE_VECTORS][SPAN]`.
@@ -74,6 +95,8 @@ pub(crate) struct Scratch {
     scales: Buffer<f32>,
     /// Keys or values of int8, converted.
     widened: Buffer<u8>,
+    /// Item and KV head that this thread computes after the one at hand, where that is known.
+    pub(crate) next: Option<(usize, usize)>,
 }
 
 impl Scratch {
@@ -89,6 +112,7 @@ impl Scratch {
             queries: buffer(dim_padded)?,
             scales: Buffer::zeroed(2 * SPAN, NAME)?,
             widened: Buffer::zeroed(span::WIDENED.max(dim_padded * span::WIDEST_STEP), NAME)?,
+            next: None,
         })
     }
 }
@@ -243,9 +267,10 @@ unsafe fn chunk<P: Cached, const R: usize, const N: usize>(
     }
     let tile = scratch.tile(a, seq, kv_head);
     for span in item.spans.clone() {
+        let next = a.next((item, seq, kv_head), span, scratch.next);
         // SAFETY: the scratch has the sizes that `Tile` wants, and the block table covers every
         // position that these rows see.
-        let results = unsafe { span::run::<P, R, N>(&tile, &rows, span) };
+        let results = unsafe { span::run::<P, R, N>(&tile, &rows, span, next) };
         for v in 0..count {
             // SAFETY: the scratch holds `TILE_VECTORS` heads, and the plan reserved the partials.
             unsafe {

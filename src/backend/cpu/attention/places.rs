@@ -4,7 +4,9 @@
 use super::SPAN;
 use super::cached::Cached;
 use super::span::Tile;
+use crate::backend::cpu::kv::LayerKv;
 use crate::backend::cpu::linear::Panel;
+use crate::ids::BlockId;
 
 /// Where the keys and values of a span lie, for every eight positions.
 pub(super) struct Places {
@@ -108,6 +110,9 @@ pub(super) struct Values {
     pub(super) places: [*const u8; EIGHTS],
     /// Bytes from sixteen columns to the next.
     pub(super) apart: usize,
+    /// What is asked for meanwhile.
+    pub(super) next: [*const u8; EIGHTS],
+    pub(super) next_apart: usize,
 }
 
 impl Values {
@@ -116,5 +121,33 @@ impl Values {
     pub(super) unsafe fn at<P: Panel>(&self, n: usize, at: usize) -> *const u8 {
         // SAFETY: the caller vouches for the position and the group.
         unsafe { self.places[at / 8].add(n * self.apart + at % 8 / P::STEP * P::STEP_BYTES) }
+    }
+
+    /// What to ask for with that step.
+    #[inline(always)]
+    pub(super) fn next<P: Panel>(&self, n: usize, at: usize) -> *const u8 {
+        self.next[at / 8].wrapping_add(n * self.next_apart + at % 8 / P::STEP * P::STEP_BYTES)
+    }
+}
+
+/// The span whose keys are wanted next.
+pub(super) struct Next<'a> {
+    pub(super) blocks: &'a [BlockId],
+    pub(super) kv_head: usize,
+    pub(super) span: usize,
+}
+
+impl Next<'_> {
+    /// Its keys, to be asked for while values are multiplied: a block of keys is as long as one of
+    /// values, so that what lies as far in it is asked for, and all of it in the end.
+    #[inline(always)]
+    pub(super) fn keys(&self, kv: &LayerKv) -> [*const u8; EIGHTS] {
+        let last = self.blocks.len() - 1;
+        std::array::from_fn(|i| {
+            let position = self.span * SPAN + i * 8;
+            let block = self.blocks[(position / kv.block_size).min(last)].index();
+            let within = position % kv.block_size / kv.step() * kv.v_step_bytes();
+            kv.k.wrapping_add(kv.k_at(block, self.kv_head, 0) + within).cast_const()
+        })
     }
 }

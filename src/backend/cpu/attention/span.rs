@@ -6,7 +6,7 @@
 #![allow(clippy::needless_range_loop, reason = "register tiles read best by their indices")]
 
 use super::cached::Cached;
-use super::places::{AHEAD, Keys, Places, Values};
+use super::places::{AHEAD, EIGHTS, Keys, Next, Places, Values};
 use super::{SPAN, Softmax, TILE_VECTORS};
 use crate::backend::cpu::kv::LayerKv;
 use crate::backend::cpu::linear::Panel;
@@ -59,12 +59,13 @@ pub(super) const WIDENED: usize = GROUPS * WIDENED_STEPS * WIDEST_STEP;
 /// Bytes of a step of the widest panel that int8 is widened to.
 pub(super) const WIDEST_STEP: usize = 128;
 
-/// Computes span number `span` of every query vector.
+/// Computes span number `span` of every query vector, and asks for the keys of the `next`.
 #[inline(always)]
 pub(super) unsafe fn run<P: Cached, const R: usize, const N: usize>(
     t: &Tile<'_, P::X>,
     rows: &Rows,
     span: usize,
+    next: Option<Next<'_>>,
 ) -> [Softmax; TILE_VECTORS] {
     const { assert!(N <= GROUPS && P::Widened::STEP_BYTES <= WIDEST_STEP) };
     let start = span * SPAN;
@@ -93,12 +94,13 @@ pub(super) unsafe fn run<P: Cached, const R: usize, const N: usize>(
             *result = softmax::<P>(t, v, rows.visible(v, start), (from, to));
         }
         let (mut group, groups) = (0, t.kv.dim_padded / 16);
+        let next = next.map_or(places.values, |next| next.keys(t.kv));
         while group < groups {
             if group + N <= groups {
-                values_of::<P, R, N>(t, rows, &places, (start, from, to), group);
+                values_of::<P, R, N>(t, rows, &places, (start, from, to), group, &next);
                 group += N;
             } else {
-                values_of::<P, R, 1>(t, rows, &places, (start, from, to), group);
+                values_of::<P, R, 1>(t, rows, &places, (start, from, to), group, &next);
                 group += 1;
             }
         }
@@ -201,7 +203,7 @@ unsafe fn score_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
     group: usize,
     keys: &Keys<N>,
 ) {
-    let (width, apart) = (t.kv.dim_padded, t.kv.k_apart());
+    let (width, apart, value_bytes) = (t.kv.dim_padded, t.kv.k_apart(), t.kv.v_step_bytes());
     let mut acc = [[P::Acc::splat(0.0); N]; R];
     // SAFETY: the keys are places of the cache or widened; the last step is padded with zeros as
     // queries are; vectors are in range.
@@ -211,7 +213,7 @@ unsafe fn score_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
             let weights: [P::W; N] = std::array::from_fn(|n| {
                 if ASK {
                     P::Acc::prefetch(keys.next[n].wrapping_add(step * apart));
-                    P::Acc::prefetch_l2(keys.values[n].wrapping_add(step * 64));
+                    P::Acc::prefetch_l2(keys.values[n].wrapping_add(step * value_bytes));
                 }
                 keys.weights::<P>(n, step)
             });
@@ -292,9 +294,11 @@ unsafe fn values_of<P: Cached, const R: usize, const N: usize>(
     places: &Places,
     (start, from, to): (usize, usize, usize),
     group: usize,
+    next: &[*const u8; EIGHTS],
 ) {
-    let here = places.values.map(|v| v.wrapping_add(group * t.kv.v_apart()));
-    let mut values = Values { places: here, apart: t.kv.v_apart() };
+    let apart = t.kv.v_apart();
+    let [places, next] = [places.values, *next].map(|p| p.map(|p| p.wrapping_add(group * apart)));
+    let mut values = Values { places, apart, next, next_apart: apart };
     // SAFETY: the caller's contract; the scratch holds `N` groups of a span.
     unsafe {
         if !widens::<P, R>(rows) {
@@ -308,7 +312,7 @@ unsafe fn values_of<P: Cached, const R: usize, const N: usize>(
             }
         }
         let eight = |i: usize| t.widened.cast_const().wrapping_add(i * 8 / P::STEP * bytes);
-        values = Values { places: std::array::from_fn(eight), apart: WIDENED_STEPS * bytes };
+        (values.places, values.apart) = (std::array::from_fn(eight), WIDENED_STEPS * bytes);
         values_by_rows::<P::Widened, R, N>(t, rows, start, group, &values);
     }
 }
@@ -352,14 +356,21 @@ unsafe fn value_chunk<P: Cached, const R: usize, const N: usize>(
     let low = rows.visible(vector, start).0 / 16 * 16;
     let range = (low, rows.visible(vector + R - 1, start).1);
     // SAFETY: the caller's contract.
-    unsafe { value_tile::<P, R, N>(t, values, range, vector, group) };
+    unsafe {
+        // Where many vectors share what is read, reading is not what takes time.
+        if vector == 0 && rows.count <= R {
+            value_tile::<P, R, N, true>(t, values, range, vector, group);
+        } else {
+            value_tile::<P, R, N, false>(t, values, range, vector, group);
+        }
+    }
     R
 }
 
 /// `R` vectors by `N` groups of sixteen columns: each one chain over the positions, ascending. A
 /// position that a vector does not see has a probability of 0 and changes no bit of its chain.
 #[inline(always)]
-unsafe fn value_tile<P: Panel, const R: usize, const N: usize>(
+unsafe fn value_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
     t: &Tile<'_, P::X>,
     values: &Values,
     (from, to): (usize, usize),
@@ -374,7 +385,12 @@ unsafe fn value_tile<P: Panel, const R: usize, const N: usize>(
         // One loop, not one for each block: the accumulators stay in registers.
         for step in from / P::STEP..to / P::STEP {
             let at = step * P::STEP;
-            let weights = std::array::from_fn(|n| P::weights(values.at::<P>(n, at)));
+            let weights = std::array::from_fn(|n| {
+                if ASK {
+                    P::Acc::prefetch_l2(values.next::<P>(n, at));
+                }
+                P::weights(values.at::<P>(n, at))
+            });
             accumulate::<P, R, N>(&mut acc, probabilities.add(at), weights);
         }
         if to % P::STEP != 0 {
