@@ -23,6 +23,8 @@ use crate::ids::BlockId;
 
 pub(crate) mod plan;
 mod span;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use plan::Plan;
 use span::Rows;

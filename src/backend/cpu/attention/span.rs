@@ -38,7 +38,7 @@ pub(super) struct Rows {
 impl Rows {
     /// What vector `v` sees of the span from `start`, relative to it.
     #[inline(always)]
-    fn visible(&self, v: usize, start: usize) -> (usize, usize) {
+    pub(super) fn visible(&self, v: usize, start: usize) -> (usize, usize) {
         let low = self.low[v].saturating_sub(start).min(SPAN);
         (low, self.high[v].saturating_sub(start).min(SPAN).max(low))
     }
@@ -94,6 +94,11 @@ pub(super) unsafe fn run<P: Panel, const R: usize, const N: usize>(
     rows: &Rows,
     span: usize,
 ) -> [Softmax; TILE_VECTORS] {
+    #[cfg(target_arch = "x86_64")]
+    if P::TILES {
+        // SAFETY: by `attend`'s contract.
+        return unsafe { super::tiles::run::<P>(t, rows, span) };
+    }
     let start = span * SPAN;
     // What any of the vectors sees, in whole groups of sixteen positions at its beginning.
     let from = rows.visible(0, start).0 / 16 * 16;
@@ -246,7 +251,7 @@ unsafe fn score_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
 /// Turns the scores of one vector into probabilities, not yet divided by their sum: those of
 /// `low..high`, and 0 for the other positions of the groups of `from..to`.
 #[inline(always)]
-unsafe fn softmax<P: Panel>(
+pub(super) unsafe fn softmax<P: Panel>(
     scores: *const f32,
     probabilities: *mut P::X,
     (low, high): (usize, usize),
