@@ -94,8 +94,8 @@ pub(super) unsafe fn run<P: Panel, const R: usize, const N: usize>(
     rows: &Rows,
     span: usize,
 ) -> [Softmax; TILE_VECTORS] {
-    #[cfg(target_arch = "x86_64")]
     if P::TILES {
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: by `attend`'s contract.
         return unsafe { super::tiles::run::<P>(t, rows, span) };
     }
