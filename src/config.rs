@@ -108,7 +108,7 @@ pub enum Device {
 /// Instruction path of the CPU backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuIsa {
-    /// AMX with BF16 and INT8, beside AVX-512 with VNNI.
+    /// AMX with BF16 and INT8, beside AVX-512 with BF16 and VNNI.
     Amx,
     /// AVX-512 with BF16 dot products.
     Avx512Bf16,

@@ -29,9 +29,11 @@ done
 # The widest inner loop of each kernel with products: the first that loops.py prints.
 python3 tests/counts/loops.py target/release/libvrust.so kernels::avx512 |
     awk '$1 ~ /linear|attend/ && !seen[$1]++ {print "loop", $0}' >>"$out/found.txt"
-# Those of AMX: tdp instructions, tile loads, and all else, prefetches too.
-python3 tests/counts/loops.py target/release/libvrust.so linear::amx_tiles |
-    awk '!seen[$1]++ {print "loop", $0}' >>"$out/found.txt"
+# Those of AMX: tdp instructions, tile loads, and all else, prefetches too; and what scales them.
+for prefix in linear::amx_tiles kernels::amx::linear; do
+    python3 tests/counts/loops.py target/release/libvrust.so "$prefix" |
+        awk '!seen[$1]++ {print "loop", $0}' >>"$out/found.txt"
+done
 if [ "${1:-}" = update ]; then
     cp "$out/found.txt" tests/counts/expected.txt
     exit 0

@@ -123,6 +123,14 @@ impl Staging {
 }
 
 impl Panels {
+    /// The panel of output `row`, and where its scale is.
+    #[inline(always)]
+    fn at(&self, row: usize) -> (*mut u8, *mut f32) {
+        let panel = row / 16 * self.apart;
+        let scale = self.scales.wrapping_add(panel * 16 + row % 16);
+        (self.data.wrapping_add(panel * self.bytes), scale)
+    }
+
     /// Packs `rows`, whose elements are in `source`, panel by panel.
     fn pack(&self, rows: Range<usize>, dtype: DType, source: &[u8], staging: &mut Staging) {
         let lanes = fastest();
@@ -192,9 +200,7 @@ unsafe fn lanes(
     let staged = Rows { start: words.as_ptr().cast(), stride: row_words * 4, count, lane };
     // SAFETY: by the contract; the elements of a panel are as many as its rows have, padded.
     unsafe {
-        let panel = rows.start / 16 * p.apart;
-        let scales = p.scales.wrapping_add(panel * 16 + lane);
-        let panel = p.data.add(panel * p.bytes);
+        let (panel, scales) = p.at(rows.start);
         match (p.storage, dtype) {
             (Storage::Bf16Pairs, DType::Bf16) if k.is_multiple_of(2) => {
                 turn::<u32, 16>(raw, k / 2, panel.cast());

@@ -21,7 +21,12 @@ pub fn is_available(isa: CpuIsa) -> bool {
         #[cfg(target_arch = "x86_64")]
         CpuIsa::Avx512Bf16 => has_avx512() && is_x86_feature_detected!("avx512bf16"),
         #[cfg(target_arch = "x86_64")]
-        CpuIsa::Amx => has_avx512() && is_x86_feature_detected!("avx512vnni") && amx::is_usable(),
+        CpuIsa::Amx => {
+            has_avx512()
+                && is_x86_feature_detected!("avx512bf16")
+                && is_x86_feature_detected!("avx512vnni")
+                && amx::is_usable()
+        }
         #[cfg(not(target_arch = "x86_64"))]
         _ => false,
     }

@@ -140,7 +140,7 @@ instantiate!(
 instantiate!(
     avx512bf16,
     [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, Avx512Integer, linear::avx512bf16::Dot, true, 8 x 3, 6 x 4, 6 x 2, 6 x 2, 8 x 2
+    Avx512, Avx512Integer, linear::avx512bf16::Dot<false>, true, 8 x 3, 6 x 4, 6 x 2, 6 x 2, 8 x 2
 );
 
 /// What VNNI replaces, on whichever AVX-512 path: integer sums are the same bits.
@@ -162,11 +162,12 @@ mod vnni {
     }
 }
 
-/// Linear layers by tiles; the rest is as on AVX-512, which multiplies f32 faster there than bf16.
+/// Linear layers and, in bf16, attention by tiles; the rest is as on AVX-512.
 #[cfg(target_arch = "x86_64")]
 mod amx {
     use super::linear::amx::{Bf16, run};
     use super::linear::amx_int8::Bytes;
+    use super::linear::avx512bf16::Dot;
     use super::*;
 
     instantiate!(@kernels [
@@ -176,6 +177,12 @@ mod amx {
         linear_int8(LinearArgs) = run::<Bytes<Int8>>;
         linear_int4(LinearArgs) = run::<Bytes<Int4>>;
     });
+
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn attend(a: &AttentionArgs<'_>, item: usize, head: usize, s: &mut Scratch) {
+        // SAFETY: the caller keeps the contract of `Kernel`.
+        unsafe { attention::attend::<Wide<Avx512, f32>, Dot<true>, 8, 2>(a, item, head, s) }
+    }
 
     /// Few rows go through vectors, which have them done before the weights are there; the bits
     /// are the same.
@@ -195,7 +202,7 @@ mod amx {
     const fn with(int8: Kernel<LinearArgs>, int4: Kernel<LinearArgs>) -> Kernels {
         let [_, f32, f16, bf16_wide, ..] = avx512::KERNELS.linear;
         let linear = [linear_bf16, f32, f16, bf16_wide, int8, int4];
-        Kernels { linear, bf16_inputs: true, ..avx512::KERNELS }
+        Kernels { linear, bf16_inputs: true, attend, ..avx512::KERNELS }
     }
 
     /// Tiles for everything.

@@ -143,7 +143,7 @@ mod dot {
     use crate::backend::cpu::linear::avx512bf16::Dot;
     use crate::backend::cpu::simd::avx512::Avx512;
 
-    cached! { [] Dot, DotBytes; }
+    cached! { [const TILES: bool] Dot<TILES>, DotBytes; }
 
     /// int8 that become bf16 in registers, `[16][2]`.
     pub(crate) struct DotBytes;
@@ -169,34 +169,34 @@ mod dot {
 
         #[inline(always)]
         unsafe fn broadcast(p: *const u16) -> __m512i {
-            unsafe { Dot::broadcast(p) }
+            unsafe { Dot::<false>::broadcast(p) }
         }
 
         #[inline(always)]
         fn step(acc: Avx512, w: __m512i, b: __m512i) -> Avx512 {
-            Dot::step(acc, w, b)
+            Dot::<false>::step(acc, w, b)
         }
 
         #[inline(always)]
         unsafe fn put(v: Avx512, p: *mut u16) {
-            unsafe { Dot::put(v, p) }
+            unsafe { Dot::<false>::put(v, p) }
         }
 
         #[inline(always)]
         fn first(w: __m512i) -> __m512i {
-            Dot::first(w)
+            Dot::<false>::first(w)
         }
 
         #[inline(always)]
         fn exp(x: Avx512) -> Avx512 {
-            Dot::exp(x)
+            Dot::<false>::exp(x)
         }
     }
 
     impl Cached for DotBytes {
         const SCALED: bool = true;
         type Bytes = Self;
-        type Widened = Dot;
+        type Widened = Dot<false>;
 
         #[inline(always)]
         unsafe fn widen(w: __m512i, to: *mut u8) {

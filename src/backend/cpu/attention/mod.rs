@@ -24,6 +24,8 @@ mod cached;
 mod places;
 pub(crate) mod plan;
 mod span;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use cached::Cached;
 use places::Next;

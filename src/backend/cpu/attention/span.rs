@@ -44,7 +44,7 @@ pub(super) struct Rows {
 impl Rows {
     /// What vector `v` sees of the span from `start`, relative to it.
     #[inline(always)]
-    fn visible(&self, v: usize, start: usize) -> (usize, usize) {
+    pub(super) fn visible(&self, v: usize, start: usize) -> (usize, usize) {
         let low = self.low[v].saturating_sub(start).min(SPAN);
         (low, self.high[v].saturating_sub(start).min(SPAN).max(low))
     }
@@ -68,6 +68,11 @@ pub(super) unsafe fn run<P: Cached, const R: usize, const N: usize>(
     next: Option<Next<'_>>,
 ) -> [Softmax; TILE_VECTORS] {
     const { assert!(N <= GROUPS && P::Widened::STEP_BYTES <= WIDEST_STEP) };
+    if P::TILES {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: by `attend`'s contract.
+        return unsafe { super::tiles::run::<P>(t, rows, span) };
+    }
     let start = span * SPAN;
     // What any of the vectors sees, in whole groups of sixteen positions at its beginning.
     let from = rows.visible(0, start).0 / 16 * 16;
@@ -237,7 +242,7 @@ unsafe fn score_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
 /// `low..high`, and 0 for the other positions of the groups of `from..to`. Over int8 each is then
 /// multiplied with its value's scale.
 #[inline(always)]
-unsafe fn softmax<P: Cached>(
+pub(super) unsafe fn softmax<P: Cached>(
     t: &Tile<'_, P::X>,
     vector: usize,
     (low, high): (usize, usize),

@@ -15,7 +15,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::LinearArgs;
-use super::amx_tiles::{BF16, Config, Feed, STRIP, TILE, release};
+use super::amx_tiles::{Config, Feed, STRIP, SUMS, TILE, release};
 use super::tiles::finish;
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::avx512::Avx512;
@@ -65,7 +65,7 @@ impl Product for Bf16 {
         // tile: K is padded to whole tiles.
         unsafe {
             let x = p.a.x.cast::<u16>().add(p.row * p.a.ldx + 2 * p.steps.start).cast::<u8>();
-            BF16.multiply(
+            SUMS.multiply(
                 &Feed {
                     a: x,
                     a_stride: 2 * p.a.ldx,

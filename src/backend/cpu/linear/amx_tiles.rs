@@ -9,13 +9,13 @@
 use std::arch::asm;
 
 /// Rows of a tile.
-pub(super) const TILE: usize = 16;
+pub(crate) const TILE: usize = 16;
 /// Rows that are multiplied together: two tiles.
 pub(crate) const STRIP: usize = 2 * TILE;
 
 /// The shapes of all eight tiles, as `ldtilecfg` reads them.
 #[repr(C, align(64))]
-pub(super) struct Config {
+pub(crate) struct Config {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -27,7 +27,7 @@ pub(super) struct Config {
 impl Config {
     /// For `rows` rows, up to `STRIP`, whose A tiles have rows of `depth` bytes: as `Loops` uses
     /// the tiles.
-    pub(super) fn new(rows: usize, depth: u16) -> Self {
+    pub(crate) fn new(rows: usize, depth: u16) -> Self {
         let mut config =
             Self { palette: 1, start_row: 0, reserved: [0; 14], colsb: [0; 16], rows: [0; 16] };
         let mut set = |tile: usize, rows: usize, colsb: u16| {
@@ -53,7 +53,7 @@ impl Config {
     }
 
     /// Gives this thread's tiles these shapes and zeros.
-    pub(super) fn load(&self) {
+    pub(crate) fn load(&self) {
         // SAFETY: the path's instructions are there; the shapes are within what palette 1 allows.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) self,
@@ -65,7 +65,7 @@ impl Config {
 }
 
 /// Frees this thread's tiles.
-pub(super) fn release() {
+pub(crate) fn release() {
     // SAFETY: the path's instructions are there.
     unsafe {
         asm!("tilerelease",
@@ -77,26 +77,26 @@ pub(super) fn release() {
 
 /// What is multiplied, and where the sums go.
 #[derive(Clone, Copy)]
-pub(super) struct Feed {
+pub(crate) struct Feed {
     /// Inputs: rows that are `a_stride` bytes apart, 64 bytes of each a tile.
-    pub(super) a: *const u8,
-    pub(super) a_stride: usize,
+    pub(crate) a: *const u8,
+    pub(crate) a_stride: usize,
     /// Weights: tiles of 1 KiB one behind the other, panels `panel_bytes` apart.
-    pub(super) b: *const u8,
-    pub(super) panel_bytes: usize,
+    pub(crate) b: *const u8,
+    pub(crate) panel_bytes: usize,
     /// Tiles along K, not 0.
-    pub(super) depth: usize,
+    pub(crate) depth: usize,
     /// Sums `[panels][STRIP][16]`.
-    pub(super) c: *mut u8,
+    pub(crate) c: *mut u8,
     /// Sums begin from 0, not from what is there.
-    pub(super) anew: bool,
+    pub(crate) anew: bool,
     /// Asked for meanwhile, `AHEAD` bytes for each tile of K; null: the panels' own next bytes.
-    pub(super) ahead: *const u8,
+    pub(crate) ahead: *const u8,
 }
 
 /// The loops of one instruction, by shape: tiles of rows, panels.
 #[derive(Clone, Copy)]
-pub(super) struct Loops {
+pub(crate) struct Loops {
     one_by_four: Loop,
     one_by_two: Loop,
     one_by_one: Loop,
@@ -113,7 +113,7 @@ impl Loops {
     /// # Safety
     /// The tiles have the shapes of `Config::new(rows, _)`, and `feed` holds what it says.
     #[inline(always)]
-    pub(super) unsafe fn multiply(&self, feed: &Feed, rows: usize, panels: usize) {
+    pub(crate) unsafe fn multiply(&self, feed: &Feed, rows: usize, panels: usize) {
         let both = match (rows > TILE, panels) {
             (true, 2) => &self.two_by_two,
             (true, _) => &self.two_by_one,
@@ -188,7 +188,7 @@ macro_rules! ask_ahead {
 /// A whole loop: `$zero`, `$load` and `$store` are about the sums; `$body` is one tile along K,
 /// asking included.
 macro_rules! tile_loop {
-    ($name:ident, $zero:expr, $load:expr, $store:expr, $body:expr) => {
+    ($name:ident, $stride:literal, $zero:expr, $load:expr, $store:expr, $body:expr) => {
         unsafe fn $name(f: &Feed) {
             // SAFETY: the caller vouches for the tiles' shapes and for the pointers.
             unsafe {
@@ -208,7 +208,7 @@ macro_rules! tile_loop {
                     "jnz 2b",
                     $store,
                     // Not every shape needs all of them.
-                    "/* {a1} {sa} {p} {t} {q} {s} {c} */",
+                    "/* {a1} {sa} {p} {t} {q} {s} {c} {sc} */",
                     a0 = inout(reg) f.a => _,
                     a1 = inout(reg) f.a.wrapping_add(TILE * f.a_stride) => _,
                     sa = in(reg) f.a_stride,
@@ -219,6 +219,7 @@ macro_rules! tile_loop {
                     s = in(reg) 64usize,
                     k = inout(reg) f.depth => _,
                     c = in(reg) f.c,
+                    sc = in(reg) $stride as usize,
                     anew = in(reg) usize::from(f.anew),
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -231,29 +232,53 @@ macro_rules! tile_loop {
 
 /// Both loops of a shape. `$ask1` and so on stand where the panel's address is in reach.
 macro_rules! shape {
-    ($dot:literal, $own:ident, $other:ident, $zero:expr, $load:expr, $store:expr,
+    ($stride:literal, $own:ident, $other:ident, $zero:expr, $load:expr, $store:expr,
      $part1:expr, $ask1:expr $(, $part:expr, $ask:expr)*) => {
-        tile_loop!($own, $zero, $load, $store, concat!($part1, $ask1 $(, $part, $ask)*));
-        tile_loop!($other, $zero, $load, $store,
+        tile_loop!($own, $stride, $zero, $load, $store, concat!($part1, $ask1 $(, $part, $ask)*));
+        tile_loop!($other, $stride, $zero, $load, $store,
             concat!($part1 $(, $part)*, ask_ahead!()));
     };
 }
 
-/// All loops of one instruction.
+/// Loads a tile of sums.
+macro_rules! load {
+    ($tile:literal, $at:literal) => {
+        concat!("tileloadd ", $tile, ", [{c}+{sc}+", $at, "]\n")
+    };
+}
+
+/// Stores a tile of sums.
+macro_rules! store {
+    ($tile:literal, $at:literal) => {
+        concat!("tilestored [{c}+{sc}+", $at, "], ", $tile, "\n")
+    };
+}
+
+/// All loops of one instruction, for sums whose rows are `$stride` bytes apart, panels `$p1` (`$p2`
+/// is two of them, `$p3` three), tiles of rows `$r`; `$pr` is both.
 macro_rules! loops {
-    ($module:ident, $dot:literal) => {
+    ($module:ident, $dot:literal, $stride:literal, [$p1:literal, $p2:literal, $p3:literal],
+     $r:literal, $pr:literal) => {
         mod $module {
             use super::*;
 
             shape!(
-                $dot,
+                $stride,
                 one_by_four,
                 one_by_four_ahead,
                 "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3",
-                "tileloadd tmm0, [{c}+{s}]\ntileloadd tmm1, [{c}+{s}+2048]\n\
-                 tileloadd tmm2, [{c}+{s}+4096]\ntileloadd tmm3, [{c}+{s}+6144]",
-                "tilestored [{c}+{s}], tmm0\ntilestored [{c}+{s}+2048], tmm1\n\
-                 tilestored [{c}+{s}+4096], tmm2\ntilestored [{c}+{s}+6144], tmm3",
+                concat!(
+                    load!("tmm0", 0),
+                    load!("tmm1", $p1),
+                    load!("tmm2", $p2),
+                    load!("tmm3", $p3)
+                ),
+                concat!(
+                    store!("tmm0", 0),
+                    store!("tmm1", $p1),
+                    store!("tmm2", $p2),
+                    store!("tmm3", $p3)
+                ),
                 concat!(
                     "tileloadd tmm4, [{a0}+{sa}]\ntileloadd tmm5, [{b}+{s}]\n",
                     $dot,
@@ -272,12 +297,12 @@ macro_rules! loops {
                 ask_own!("t")
             );
             shape!(
-                $dot,
+                $stride,
                 one_by_two,
                 one_by_two_ahead,
                 "tilezero tmm0\ntilezero tmm1",
-                "tileloadd tmm0, [{c}+{s}]\ntileloadd tmm1, [{c}+{s}+2048]",
-                "tilestored [{c}+{s}], tmm0\ntilestored [{c}+{s}+2048], tmm1",
+                concat!(load!("tmm0", 0), load!("tmm1", $p1)),
+                concat!(store!("tmm0", 0), store!("tmm1", $p1)),
                 concat!(
                     "tileloadd tmm4, [{a0}+{sa}]\ntileloadd tmm5, [{b}+{s}]\n",
                     $dot,
@@ -288,12 +313,12 @@ macro_rules! loops {
                 ask_own!("t")
             );
             shape!(
-                $dot,
+                $stride,
                 one_by_one,
                 one_by_one_ahead,
                 "tilezero tmm0",
-                "tileloadd tmm0, [{c}+{s}]",
-                "tilestored [{c}+{s}], tmm0",
+                load!("tmm0", 0),
+                store!("tmm0", 0),
                 concat!(
                     "tileloadd tmm4, [{a0}+{sa}]\ntileloadd tmm5, [{b}+{s}]\n",
                     $dot,
@@ -302,14 +327,22 @@ macro_rules! loops {
                 ask_own!("b")
             );
             shape!(
-                $dot,
+                $stride,
                 two_by_two,
                 two_by_two_ahead,
                 "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3",
-                "tileloadd tmm0, [{c}+{s}]\ntileloadd tmm2, [{c}+{s}+1024]\n\
-                 tileloadd tmm1, [{c}+{s}+2048]\ntileloadd tmm3, [{c}+{s}+3072]",
-                "tilestored [{c}+{s}], tmm0\ntilestored [{c}+{s}+1024], tmm2\n\
-                 tilestored [{c}+{s}+2048], tmm1\ntilestored [{c}+{s}+3072], tmm3",
+                concat!(
+                    load!("tmm0", 0),
+                    load!("tmm2", $r),
+                    load!("tmm1", $p1),
+                    load!("tmm3", $pr)
+                ),
+                concat!(
+                    store!("tmm0", 0),
+                    store!("tmm2", $r),
+                    store!("tmm1", $p1),
+                    store!("tmm3", $pr)
+                ),
                 concat!(
                     "tileloadd tmm4, [{a0}+{sa}]\ntileloadd tmm6, [{b}+{s}]\n",
                     $dot,
@@ -328,12 +361,12 @@ macro_rules! loops {
                 ask_own!("t")
             );
             shape!(
-                $dot,
+                $stride,
                 two_by_one,
                 two_by_one_ahead,
                 "tilezero tmm0\ntilezero tmm2",
-                "tileloadd tmm0, [{c}+{s}]\ntileloadd tmm2, [{c}+{s}+1024]",
-                "tilestored [{c}+{s}], tmm0\ntilestored [{c}+{s}+1024], tmm2",
+                concat!(load!("tmm0", 0), load!("tmm2", $r)),
+                concat!(store!("tmm0", 0), store!("tmm2", $r)),
                 concat!(
                     "tileloadd tmm4, [{a0}+{sa}]\ntileloadd tmm6, [{b}+{s}]\n",
                     $dot,
@@ -355,10 +388,13 @@ macro_rules! loops {
     };
 }
 
-loops!(bf16, "tdpbf16ps");
-loops!(bytes, "tdpbsud");
+loops!(bf16, "tdpbf16ps", 64, [2048, 4096, 6144], 1024, 3072);
+loops!(bf16_scores, "tdpbf16ps", 1024, [64, 128, 192], 16384, 16448);
+loops!(bytes, "tdpbsud", 64, [2048, 4096, 6144], 1024, 3072);
 
 /// bf16 by bf16, summed in f32.
-pub(super) const BF16: Loops = bf16::LOOPS;
-/// Signed bytes (A, inputs) by unsigned bytes (B, weights), summed in i32.
-pub(super) const BYTES: Loops = bytes::LOOPS;
+pub(crate) const SUMS: Loops = bf16::LOOPS;
+/// The same, but sums lie `[STRIP][256]`: panels are sixteen of each row's.
+pub(crate) const SCORES: Loops = bf16_scores::LOOPS;
+/// Signed bytes (A, inputs) by unsigned bytes (B, weights), summed in i32, as `SUMS`.
+pub(crate) const BYTES: Loops = bytes::LOOPS;

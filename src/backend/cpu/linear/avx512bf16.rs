@@ -7,16 +7,17 @@ use std::arch::x86_64::*;
 use super::Panel;
 use crate::backend::cpu::simd::avx512::Avx512;
 
-/// Both sides in bf16, weights in pairs: `[N/16][K/2][16][2]`.
-pub(crate) struct Dot;
+/// Both sides in bf16, weights in pairs: `[N/16][K/2][16][2]`; with `TILES`, by AMX where they can.
+pub(crate) struct Dot<const TILES: bool>;
 
-impl Panel for Dot {
+impl<const TILES: bool> Panel for Dot<TILES> {
     type Acc = Avx512;
     type X = u16;
     type W = __m512i;
     type B = __m512i;
     const STEP: usize = 2;
     const STEP_BYTES: usize = 64;
+    const TILES: bool = TILES;
 
     #[inline(always)]
     unsafe fn weights(p: *const u8) -> __m512i {

@@ -18,7 +18,7 @@ pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx_int8;
 #[cfg(target_arch = "x86_64")]
-mod amx_tiles;
+pub(crate) mod amx_tiles;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512bf16;
 pub(crate) mod quantized;
@@ -92,6 +92,8 @@ pub(crate) trait Panel {
     const STEP: usize;
     /// Bytes of weights of one step.
     const STEP_BYTES: usize;
+    /// Whether attention multiplies by tiles instead, step by step in none of its loops.
+    const TILES: bool = false;
     /// Reads a step's weights.
     unsafe fn weights(p: *const u8) -> Self::W;
     /// Reads a step's inputs.

@@ -1,7 +1,5 @@
 //! AMX: on the machine's own, or on the emulator of `tests/amx` where it has none.
 
-use super::*;
-
 /// Makes the path available, by the emulator if the machine lacks it; says which.
 pub(super) fn emulate() {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -14,7 +12,7 @@ mod x86 {
     use std::sync::Once;
 
     use super::super::amx_emulator as emulator;
-    use super::*;
+    use super::super::*;
     use crate::backend::cpu::linear::InputForm;
     use crate::backend::cpu::linear::quantized::row_bytes;
     use crate::config::Quantization;
