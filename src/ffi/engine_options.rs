@@ -67,7 +67,8 @@ pub struct VrustEngineOptions {
     /// `model` when absent), quantization ("int8": weights in 8 bits with one scale an output,
     /// "int4": in 4 bits with one scale for each 32 inputs; rounded when they are loaded; inputs
     /// of layers in 8 bits; "none", the default), cpu_isa ("avx512_bf16", "avx512", "avx2",
-    /// "portable"), cpu_pin_threads, and `debug`, an object of aids for tests: panic_at_step (the
+    /// "neon_bf16", "neon", "portable"; the best of the machine when absent), cpu_pin_threads,
+    /// and `debug`, an object of aids for tests: panic_at_step (the
     /// engine's thread panics there: see what a bug does), nan_logits_for (the user_data of
     /// requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
     /// check_integrity.
@@ -335,10 +336,14 @@ fn cpu_isa(name: &str) -> Result<CpuIsa> {
         "avx512_bf16" => Ok(CpuIsa::Avx512Bf16),
         "avx512" => Ok(CpuIsa::Avx512),
         "avx2" => Ok(CpuIsa::Avx2),
+        "neon_bf16" => Ok(CpuIsa::NeonBf16),
+        "neon" => Ok(CpuIsa::Neon),
         "portable" => Ok(CpuIsa::Portable),
         _ => {
-            let message =
-                format!("cpu_isa: must be avx512_bf16, avx512, avx2 or portable, got {name:?}");
+            let message = format!(
+                "cpu_isa: must be avx512_bf16, avx512, avx2, neon_bf16, neon or portable, got \
+                 {name:?}"
+            );
             Err(Error::invalid("cpu_isa", message).with("value", name))
         }
     }

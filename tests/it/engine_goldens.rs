@@ -2,7 +2,7 @@
 //! architecture, through the whole engine.
 
 use serde_json::Value;
-use vrust::config::{BackendKind, CpuIsa, EngineOptions};
+use vrust::config::{BackendKind, EngineOptions};
 use vrust::request::TokenLogprobs;
 
 use crate::engine_support::{fixture, greedy, options, ready, run};
@@ -36,7 +36,7 @@ fn the_cpu_backend_agrees_with_transformers() {
 
 #[test]
 fn every_instruction_path_agrees_with_transformers() {
-    for isa in [CpuIsa::Avx512Bf16, CpuIsa::Avx512, CpuIsa::Avx2, CpuIsa::Portable] {
+    for isa in vrust::backend::cpu::isa::ALL {
         let mut probe = options("llama2");
         probe.cpu_isa = Some(isa);
         let engine = vrust::engine::Engine::create(probe).unwrap();

@@ -1,10 +1,17 @@
-//! Which instruction path this machine can run, asked of CPUID at run time.
+//! Which instruction path this machine can run, asked of it at run time.
 
 use crate::config::CpuIsa;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The paths, best first.
-pub const ALL: [CpuIsa; 4] = [CpuIsa::Avx512Bf16, CpuIsa::Avx512, CpuIsa::Avx2, CpuIsa::Portable];
+pub const ALL: [CpuIsa; 6] = [
+    CpuIsa::Avx512Bf16,
+    CpuIsa::Avx512,
+    CpuIsa::Avx2,
+    CpuIsa::NeonBf16,
+    CpuIsa::Neon,
+    CpuIsa::Portable,
+];
 
 /// Whether this machine can run `isa`.
 pub fn is_available(isa: CpuIsa) -> bool {
@@ -16,7 +23,10 @@ pub fn is_available(isa: CpuIsa) -> bool {
         CpuIsa::Avx512 => has_avx512(),
         #[cfg(target_arch = "x86_64")]
         CpuIsa::Avx512Bf16 => has_avx512() && is_x86_feature_detected!("avx512bf16"),
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        CpuIsa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+        #[cfg(target_arch = "aarch64")]
+        CpuIsa::NeonBf16 => std::arch::is_aarch64_feature_detected!("bf16"),
         _ => false,
     }
 }
@@ -27,6 +37,8 @@ pub fn name(isa: CpuIsa) -> &'static str {
         CpuIsa::Avx512Bf16 => "avx512-bf16",
         CpuIsa::Avx512 => "avx512",
         CpuIsa::Avx2 => "avx2",
+        CpuIsa::NeonBf16 => "neon-bf16",
+        CpuIsa::Neon => "neon",
         CpuIsa::Portable => "portable",
     }
 }

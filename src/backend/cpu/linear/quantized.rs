@@ -138,10 +138,13 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
     group: usize,
 ) -> [[I; N]; R] {
     let mut acc = [[I::splat(0); N]; R];
+    // Whole bytes less 128 are less their zero already: the correction is in the products.
+    let signed = I::SIGNED && !F::NIBBLES;
+    const { assert!(F::NIBBLES || F::ZERO == 128) };
     // SAFETY: as in `tile`.
     unsafe {
         let corrections = x.add(a.steps * (F::GROUP + 4) + 4 * group).cast::<i32>();
-        for (r, acc) in acc.iter_mut().enumerate() {
+        for (r, acc) in acc.iter_mut().enumerate().filter(|_| !signed) {
             *acc = [I::splat(*corrections.byte_add(r * a.ldx)); N];
         }
         let x = x.add(group * F::GROUP).cast::<i32>();
@@ -158,6 +161,7 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
                 step::<I, R, N>(&mut acc, bytes.map(I::low), x.add(2 * load), a.ldx);
                 step::<I, R, N>(&mut acc, bytes.map(I::high), x.add(2 * load + 1), a.ldx);
             } else {
+                let bytes = if signed { bytes.map(I::less) } else { bytes };
                 step::<I, R, N>(&mut acc, bytes, x.add(load), a.ldx);
             }
         }
