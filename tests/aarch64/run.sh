@@ -11,10 +11,10 @@ mode=${1:-short}
 triple=aarch64-unknown-linux-gnu
 out=$PWD/target/aarch64
 root=$out/tools
-packages=(rustc-web libstd-rust-web-1.96 libstd-rust-web-dev libstd-rust-web-dev:arm64 libllvm22
-    binutils-aarch64-linux-gnu gcc-12-aarch64-linux-gnu cpp-12-aarch64-linux-gnu
-    libgcc-12-dev-arm64-cross libgcc-s1-arm64-cross libc6-arm64-cross libc6-dev-arm64-cross
-    linux-libc-dev-arm64-cross qemu-user libcapstone4 liburing2)
+packages=(rustc-web libstd-rust-web-dev libstd-rust-web-dev:arm64 binutils-aarch64-linux-gnu
+    gcc-12-aarch64-linux-gnu cpp-12-aarch64-linux-gnu libgcc-12-dev-arm64-cross
+    libgcc-s1-arm64-cross libc6-arm64-cross libc6-dev-arm64-cross linux-libc-dev-arm64-cross
+    qemu-user libcapstone4 liburing2)
 
 skip() {
     echo "skipped: $1; it wants rustup's target $triple, gcc-aarch64-linux-gnu and qemu-user"
@@ -33,6 +33,9 @@ on_machine() {
         command -v aarch64-linux-gnu-gcc qemu-aarch64 >/dev/null
 }
 
+# The package, of those that one depends on, whose name begins so.
+depends() { apt-cache depends "$1" | sed -n "s/^ *Depends: \($2[^:]*\)\$/\1/p" | sort -u; }
+
 # Unpacks Debian's packages. The lists of arm64 are read into a folder of its own, too.
 unpack() {
     rm -rf "$root"
@@ -46,7 +49,10 @@ CONF
     (
         export APT_CONFIG=$root/apt/apt.conf
         cd "$root/apt/debs"
-        timeout 60 apt-get -qq update && timeout 120 apt-get -qq download "${packages[@]}"
+        timeout 60 apt-get -qq update || exit 1
+        std=$(depends libstd-rust-web-dev libstd-rust-web-)
+        llvm=$(depends "$std" libllvm)
+        timeout 120 apt-get -qq download "${packages[@]}" "$std" "$llvm"
     ) || return 1
     local deb
     for deb in "$root"/apt/debs/*.deb; do

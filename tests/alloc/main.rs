@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex, PoisonError};
 use std::time::Duration;
 
-use vrust::backend::cpu::{CpuBackend, CpuOptions};
+use vrust::backend::cpu::{CpuBackend, CpuOptions, isa};
 use vrust::backend::{Backend, ComputeType, SeqInput, StepInput, StepLimits};
-use vrust::config::{CpuIsa, EngineOptions, LoadFormat, Quantization};
+use vrust::config::{EngineOptions, LoadFormat, Quantization};
 use vrust::engine::Engine;
 use vrust::error::ErrorKind;
 use vrust::ids::{BlockId, TokenId};
@@ -85,7 +85,7 @@ fn steady_decoding_allocates_nothing_on_the_compute_path() {
     assert_eq!(allocations() - before, 1, "the counter counts");
 
     let folder = Folder::new();
-    for isa in [CpuIsa::Avx512Bf16, CpuIsa::Avx512, CpuIsa::Avx2, CpuIsa::Portable] {
+    for isa in isa::ALL {
         for quantization in [None, Some(Quantization::Int8), Some(Quantization::Int4)] {
             for threads in if quantization.is_none() { 1..=2 } else { 2..=2 } {
                 let options = CpuOptions {

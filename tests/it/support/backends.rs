@@ -1,6 +1,6 @@
 //! The backends that tests run on.
 
-use vrust::backend::cpu::{CpuBackend, CpuOptions};
+use vrust::backend::cpu::{CpuBackend, CpuOptions, isa};
 use vrust::backend::reference::ReferenceBackend;
 use vrust::backend::{Backend, ComputeType};
 use vrust::config::CpuIsa;
@@ -16,7 +16,7 @@ pub(crate) fn reference(compute: ComputeType) -> Box<dyn Backend> {
 /// Calls `f` with the name and maker of every instruction path that this machine can run; prints
 /// the names of the others.
 pub(crate) fn for_each_cpu_path(f: impl Fn(&str, MakeBackend<'_>)) {
-    for isa in [CpuIsa::Avx512Bf16, CpuIsa::Avx512, CpuIsa::Avx2, CpuIsa::Portable] {
+    for isa in isa::ALL {
         match cpu(ComputeType::F32, isa) {
             Ok(_) => f(&format!("cpu {isa:?}"), &|compute| Box::new(cpu(compute, isa).unwrap())),
             Err(e) if e.kind() == ErrorKind::Unsupported => println!("skipped: {e}"),
