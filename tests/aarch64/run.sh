@@ -112,7 +112,9 @@ print(found[-1])'
 
 unit=$(built --lib)
 export VRUST_TEST_ISA=neon-bf16,neon
-emulated max "$unit" backend::cpu
+slow=()
+[ "$mode" = long ] || slow=(--skip chunks_batches_and_threads)
+emulated max "$unit" backend::cpu "${slow[@]}"
 # What older cores run: no DotProd, no BF16.
 emulated cortex-a72 "$unit" backend::cpu::simd backend::cpu::isa backend::cpu::tests::quantized::out
 [ "$mode" = long ] || exit 0
