@@ -125,6 +125,8 @@ for tests in backend_cpu:: engine_goldens:: engine_traffic:: quantization:: sche
     emulated max "$whole" "$tests"
 done
 cargo build "${fast[@]}" --lib
-"$gcc" -std=c99 -D_POSIX_C_SOURCE=200809L -O1 -Iinclude examples/c/demo.c -o "$out/demo" \
-    -L"$out/$triple/debug" -lvrust
-emulated max -E "LD_LIBRARY_PATH=$out/$triple/debug" "$out/demo" examples/demo-model
+lib=$out/$triple/debug
+ln -sf libvrust.so "$lib/libvrust.so.0"
+"$gcc" -std=c99 -D_POSIX_C_SOURCE=200809L -O1 -Wall -Wextra -Iinclude examples/c/demo.c \
+    -o "$out/demo" -L"$lib" -lvrust
+emulated max -E "LD_LIBRARY_PATH=$lib" "$out/demo" examples/demo-model

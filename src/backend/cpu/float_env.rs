@@ -91,8 +91,7 @@ fn write(_value: u64) {}
 mod tests {
     use super::*;
 
-    /// Denormals flushed, and aarch64's towards zero: not a rounding that x86's test may have,
-    /// because formatting a failure would then be at its mercy.
+    /// Denormals become zero; on aarch64 numbers round towards zero as well.
     const FLUSH: u64 = if cfg!(target_arch = "x86_64") { 0x8040 } else { 1 << 24 | 3 << 22 };
 
     #[test]

@@ -167,7 +167,7 @@ instantiate!(
 #[cfg(target_arch = "aarch64")]
 instantiate!(
     neon_bf16, [target_feature(enable = "neon,bf16")],
-    Neon, NeonInteger, linear::neon_bf16::Dot, true, 6 x 1, 4 x 1, 6 x 1
+    Neon, NeonInteger, linear::neon_bf16::Dot, true, 6 x 1, 4 x 1, 4 x 1
 );
 
 /// What DotProd replaces, on either NEON path: integer sums are the same bits.

@@ -33,7 +33,7 @@ fn bfdot(mut acc: float32x4_t, w: uint32x4_t, b: uint32x4_t) -> float32x4_t {
 impl Panel for Dot {
     type Acc = Neon;
     type X = u16;
-    type W = [uint32x4_t; 4];
+    type W = (uint32x4_t, uint32x4_t, uint32x4_t, uint32x4_t);
     type B = uint32x4_t;
     const STEP: usize = 2;
     const STEP_BYTES: usize = 64;
@@ -42,7 +42,7 @@ impl Panel for Dot {
     unsafe fn weights(p: *const u8) -> Self::W {
         unsafe {
             let p = p.cast::<u32>();
-            [vld1q_u32(p), vld1q_u32(p.add(4)), vld1q_u32(p.add(8)), vld1q_u32(p.add(12))]
+            (vld1q_u32(p), vld1q_u32(p.add(4)), vld1q_u32(p.add(8)), vld1q_u32(p.add(12)))
         }
     }
 
@@ -53,8 +53,7 @@ impl Panel for Dot {
 
     #[inline(always)]
     fn step(acc: Neon, w: Self::W, b: uint32x4_t) -> Neon {
-        let [s, t, u, v] = acc.0;
-        Neon([bfdot(s, w[0], b), bfdot(t, w[1], b), bfdot(u, w[2], b), bfdot(v, w[3], b)])
+        Neon(bfdot(acc.0, w.0, b), bfdot(acc.1, w.1, b), bfdot(acc.2, w.2, b), bfdot(acc.3, w.3, b))
     }
 
     #[inline(always)]
@@ -64,6 +63,7 @@ impl Panel for Dot {
 
     #[inline(always)]
     fn first(w: Self::W) -> Self::W {
-        unsafe { w.map(|w| vandq_u32(w, vdupq_n_u32(0xffff))) }
+        let lower = |w| unsafe { vandq_u32(w, vdupq_n_u32(0xffff)) };
+        (lower(w.0), lower(w.1), lower(w.2), lower(w.3))
     }
 }

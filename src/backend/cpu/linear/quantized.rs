@@ -144,8 +144,9 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
     // SAFETY: as in `tile`.
     unsafe {
         let corrections = x.add(a.steps * (F::GROUP + 4) + 4 * group).cast::<i32>();
-        for (r, acc) in acc.iter_mut().enumerate().filter(|_| !signed) {
-            *acc = [I::splat(*corrections.byte_add(r * a.ldx)); N];
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let first = if signed { 0 } else { *corrections.byte_add(r * a.ldx) };
+            *acc = [I::splat(first); N];
         }
         let x = x.add(group * F::GROUP).cast::<i32>();
         let w = w.add(F::weights_at(group));
@@ -161,7 +162,9 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
                 step::<I, R, N>(&mut acc, bytes.map(I::low), x.add(2 * load), a.ldx);
                 step::<I, R, N>(&mut acc, bytes.map(I::high), x.add(2 * load + 1), a.ldx);
             } else {
-                let bytes = if signed { bytes.map(I::less) } else { bytes };
+                for bytes in bytes.iter_mut().filter(|_| signed) {
+                    *bytes = I::less(*bytes);
+                }
                 step::<I, R, N>(&mut acc, bytes, x.add(load), a.ldx);
             }
         }
@@ -170,6 +173,7 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
 }
 
 /// Four inputs of each row.
+#[allow(clippy::needless_range_loop, reason = "an array's iterator would keep it in memory")]
 #[inline(always)]
 unsafe fn step<I: Integer, const R: usize, const N: usize>(
     acc: &mut [[I; N]; R],
@@ -180,8 +184,8 @@ unsafe fn step<I: Integer, const R: usize, const N: usize>(
     for (r, acc) in acc.iter_mut().enumerate() {
         // SAFETY: the caller vouches for four bytes in each row.
         let x = unsafe { x.byte_add(r * ldx).read_unaligned() };
-        for (acc, weights) in acc.iter_mut().zip(weights) {
-            *acc = acc.dot(weights, x);
+        for n in 0..N {
+            acc[n] = acc[n].dot(weights[n], x);
         }
     }
 }

@@ -9,21 +9,24 @@ use std::arch::asm;
 
 use super::Simd16;
 
-/// Four q registers.
+/// Four q registers. Not an array: the compiler would keep arrays of it in memory.
 #[derive(Clone, Copy)]
-pub(crate) struct Neon(pub(crate) [float32x4_t; 4]);
+pub(crate) struct Neon(
+    pub(crate) float32x4_t,
+    pub(crate) float32x4_t,
+    pub(crate) float32x4_t,
+    pub(crate) float32x4_t,
+);
 
 impl Neon {
     #[inline(always)]
     fn each(self, f: impl Fn(float32x4_t) -> float32x4_t) -> Self {
-        let [a, b, c, d] = self.0;
-        Self([f(a), f(b), f(c), f(d)])
+        Self(f(self.0), f(self.1), f(self.2), f(self.3))
     }
 
     #[inline(always)]
-    fn with(self, other: Self, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) -> Self {
-        let ([a, b, c, d], [e, g, h, i]) = (self.0, other.0);
-        Self([f(a, e), f(b, g), f(c, h), f(d, i)])
+    fn with(self, x: Self, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) -> Self {
+        Self(f(self.0, x.0), f(self.1, x.1), f(self.2, x.2), f(self.3, x.3))
     }
 }
 
@@ -41,11 +44,11 @@ fn rounded_bits(x: float32x4_t) -> uint32x4_t {
 
 /// Eight bf16 as two registers: a zero half below each.
 #[inline(always)]
-fn widen_bf16(bits: uint16x8_t) -> [float32x4_t; 2] {
+fn widen_bf16(bits: uint16x8_t) -> (float32x4_t, float32x4_t) {
     unsafe {
         let zero = vdupq_n_u16(0);
         let (low, high) = (vzip1q_u16(zero, bits), vzip2q_u16(zero, bits));
-        [vreinterpretq_f32_u16(low), vreinterpretq_f32_u16(high)]
+        (vreinterpretq_f32_u16(low), vreinterpretq_f32_u16(high))
     }
 }
 
@@ -62,31 +65,32 @@ fn odd_of_pairs(pairs: uint32x4_t) -> float32x4_t {
 impl Simd16 for Neon {
     #[inline(always)]
     fn splat(x: f32) -> Self {
-        unsafe { Self([vdupq_n_f32(x); 4]) }
+        let x = unsafe { vdupq_n_f32(x) };
+        Self(x, x, x, x)
     }
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
         unsafe {
-            Self([vld1q_f32(p), vld1q_f32(p.add(4)), vld1q_f32(p.add(8)), vld1q_f32(p.add(12))])
+            Self(vld1q_f32(p), vld1q_f32(p.add(4)), vld1q_f32(p.add(8)), vld1q_f32(p.add(12)))
         }
     }
 
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         unsafe {
-            vst1q_f32(p, self.0[0]);
-            vst1q_f32(p.add(4), self.0[1]);
-            vst1q_f32(p.add(8), self.0[2]);
-            vst1q_f32(p.add(12), self.0[3]);
+            vst1q_f32(p, self.0);
+            vst1q_f32(p.add(4), self.1);
+            vst1q_f32(p.add(8), self.2);
+            vst1q_f32(p.add(12), self.3);
         }
     }
 
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self {
         unsafe {
-            let ([a, b], [c, d]) = (widen_bf16(vld1q_u16(p)), widen_bf16(vld1q_u16(p.add(8))));
-            Self([a, b, c, d])
+            let ((a, b), (c, d)) = (widen_bf16(vld1q_u16(p)), widen_bf16(vld1q_u16(p.add(8))));
+            Self(a, b, c, d)
         }
     }
 
@@ -95,7 +99,7 @@ impl Simd16 for Neon {
         unsafe {
             // IEEE halves, because the float environment asks for no others.
             let widen = |i: usize| vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p.add(i))));
-            Self([widen(0), widen(4), widen(8), widen(12)])
+            Self(widen(0), widen(4), widen(8), widen(12))
         }
     }
 
@@ -103,18 +107,19 @@ impl Simd16 for Neon {
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self) {
         unsafe {
             let p = p.cast::<u32>();
-            let pairs =
-                [vld1q_u32(p), vld1q_u32(p.add(4)), vld1q_u32(p.add(8)), vld1q_u32(p.add(12))];
-            (Self(pairs.map(even_of_pairs)), Self(pairs.map(odd_of_pairs)))
+            let (a, b) = (vld1q_u32(p), vld1q_u32(p.add(4)));
+            let (c, d) = (vld1q_u32(p.add(8)), vld1q_u32(p.add(12)));
+            let (even, odd) = (even_of_pairs, odd_of_pairs);
+            (Self(even(a), even(b), even(c), even(d)), Self(odd(a), odd(b), odd(c), odd(d)))
         }
     }
 
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16) {
         unsafe {
-            let [a, b, c, d] = self.0.map(|x| vreinterpretq_u16_u32(rounded_bits(x)));
-            vst1q_u16(p, vuzp2q_u16(a, b));
-            vst1q_u16(p.add(8), vuzp2q_u16(c, d));
+            let upper = |x| vreinterpretq_u16_u32(rounded_bits(x));
+            vst1q_u16(p, vuzp2q_u16(upper(self.0), upper(self.1)));
+            vst1q_u16(p.add(8), vuzp2q_u16(upper(self.2), upper(self.3)));
         }
     }
 
@@ -126,9 +131,10 @@ impl Simd16 for Neon {
     #[inline(always)]
     unsafe fn store_i8(self, p: *mut i8) {
         unsafe {
-            let [a, b, c, d] = self.0.map(|x| vmovn_s32(vcvtnq_s32_f32(x)));
-            let (low, high) = (vmovn_s16(vcombine_s16(a, b)), vmovn_s16(vcombine_s16(c, d)));
-            vst1q_s8(p, vcombine_s8(low, high))
+            let words =
+                |x, y| vcombine_s16(vmovn_s32(vcvtnq_s32_f32(x)), vmovn_s32(vcvtnq_s32_f32(y)));
+            let (low, high) = (words(self.0, self.1), words(self.2, self.3));
+            vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)))
         }
     }
 
@@ -155,13 +161,12 @@ impl Simd16 for Neon {
     #[inline(always)]
     fn mul_add(self, a: Self, b: Self) -> Self {
         unsafe {
-            let ([s, t, u, v], [a0, a1, a2, a3], [b0, b1, b2, b3]) = (self.0, a.0, b.0);
-            Self([
-                vfmaq_f32(b0, s, a0),
-                vfmaq_f32(b1, t, a1),
-                vfmaq_f32(b2, u, a2),
-                vfmaq_f32(b3, v, a3),
-            ])
+            Self(
+                vfmaq_f32(b.0, self.0, a.0),
+                vfmaq_f32(b.1, self.1, a.1),
+                vfmaq_f32(b.2, self.2, a.2),
+                vfmaq_f32(b.3, self.3, a.3),
+            )
         }
     }
 
@@ -196,8 +201,12 @@ impl Simd16 for Neon {
     #[inline(always)]
     fn where_less(self, a: Self, b: Self, other: Self) -> Self {
         unsafe {
-            let less = |i: usize| vbslq_f32(vcltq_f32(a.0[i], b.0[i]), self.0[i], other.0[i]);
-            Self([less(0), less(1), less(2), less(3)])
+            Self(
+                vbslq_f32(vcltq_f32(a.0, b.0), self.0, other.0),
+                vbslq_f32(vcltq_f32(a.1, b.1), self.1, other.1),
+                vbslq_f32(vcltq_f32(a.2, b.2), self.2, other.2),
+                vbslq_f32(vcltq_f32(a.3, b.3), self.3, other.3),
+            )
         }
     }
 
@@ -216,8 +225,7 @@ impl Simd16 for Neon {
     #[inline(always)]
     fn sum(self) -> f32 {
         unsafe {
-            let [a, b, c, d] = self.0;
-            let four = vaddq_f32(vaddq_f32(a, c), vaddq_f32(b, d));
+            let four = vaddq_f32(vaddq_f32(self.0, self.2), vaddq_f32(self.1, self.3));
             let two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
             vget_lane_f32::<0>(two) + vget_lane_f32::<1>(two)
         }
@@ -226,8 +234,8 @@ impl Simd16 for Neon {
     #[inline(always)]
     fn greatest(self) -> f32 {
         unsafe {
-            let [a, b, c, d] = self.0;
-            vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(a, b), vmaxnmq_f32(c, d)))
+            let (low, high) = (vmaxnmq_f32(self.0, self.1), vmaxnmq_f32(self.2, self.3));
+            vmaxnmvq_f32(vmaxnmq_f32(low, high))
         }
     }
 }

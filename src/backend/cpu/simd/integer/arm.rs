@@ -12,11 +12,19 @@ use crate::backend::cpu::simd::neon::Neon;
 
 /// Four q registers, where DotProd is missing.
 #[derive(Clone, Copy)]
-pub(crate) struct NeonInteger([int32x4_t; 4]);
+pub(crate) struct NeonInteger(int32x4_t, int32x4_t, int32x4_t, int32x4_t);
 
 /// Four q registers and `sdot`.
 #[derive(Clone, Copy)]
-pub(crate) struct NeonDot([int32x4_t; 4]);
+pub(crate) struct NeonDot(int32x4_t, int32x4_t, int32x4_t, int32x4_t);
+
+/// 64 bytes.
+type Bytes = (int8x16_t, int8x16_t, int8x16_t, int8x16_t);
+
+#[inline(always)]
+fn each(b: Bytes, f: impl Fn(int8x16_t) -> int8x16_t) -> Bytes {
+    (f(b.0), f(b.1), f(b.2), f(b.3))
+}
 
 /// Products of bytes add in 16 bits by twos: 2 * 128 * 127 fits, and no byte of `x` is -128.
 #[inline(always)]
@@ -47,51 +55,61 @@ macro_rules! lanes {
     ($name:ident, $dot:ident) => {
         impl Integer for $name {
             type Floats = Neon;
-            type Bytes = [int8x16_t; 4];
+            type Bytes = Bytes;
             const SIGNED: bool = true;
 
             #[inline(always)]
             fn splat(x: i32) -> Self {
-                unsafe { Self([vdupq_n_s32(x); 4]) }
+                let x = unsafe { vdupq_n_s32(x) };
+                Self(x, x, x, x)
             }
 
             #[inline(always)]
-            unsafe fn bytes(p: *const u8) -> Self::Bytes {
+            unsafe fn bytes(p: *const u8) -> Bytes {
                 unsafe {
                     let p = p.cast::<i8>();
-                    [vld1q_s8(p), vld1q_s8(p.add(16)), vld1q_s8(p.add(32)), vld1q_s8(p.add(48))]
+                    (vld1q_s8(p), vld1q_s8(p.add(16)), vld1q_s8(p.add(32)), vld1q_s8(p.add(48)))
                 }
             }
 
             #[inline(always)]
-            fn low(bytes: Self::Bytes) -> Self::Bytes {
-                unsafe { bytes.map(|b| vandq_s8(b, vdupq_n_s8(15))) }
+            fn low(bytes: Bytes) -> Bytes {
+                unsafe { each(bytes, |b| vandq_s8(b, vdupq_n_s8(15))) }
             }
 
             #[inline(always)]
-            fn high(bytes: Self::Bytes) -> Self::Bytes {
+            fn high(bytes: Bytes) -> Bytes {
                 unsafe {
-                    bytes.map(|b| vreinterpretq_s8_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s8(b))))
+                    each(bytes, |b| vreinterpretq_s8_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s8(b))))
                 }
             }
 
             #[inline(always)]
-            fn less(bytes: Self::Bytes) -> Self::Bytes {
-                unsafe { bytes.map(|b| veorq_s8(b, vdupq_n_s8(-128))) }
+            fn less(bytes: Bytes) -> Bytes {
+                unsafe { each(bytes, |b| veorq_s8(b, vdupq_n_s8(-128))) }
             }
 
             #[inline(always)]
-            fn dot(self, bytes: Self::Bytes, x: i32) -> Self {
-                unsafe {
-                    let x = vreinterpretq_s8_s32(vdupq_n_s32(x));
-                    let ([a, b, c, d], [s, t, u, v]) = (self.0, bytes);
-                    Self([$dot(a, s, x), $dot(b, t, x), $dot(c, u, x), $dot(d, v, x)])
-                }
+            fn dot(self, bytes: Bytes, x: i32) -> Self {
+                let x = unsafe { vreinterpretq_s8_s32(vdupq_n_s32(x)) };
+                Self(
+                    $dot(self.0, bytes.0, x),
+                    $dot(self.1, bytes.1, x),
+                    $dot(self.2, bytes.2, x),
+                    $dot(self.3, bytes.3, x),
+                )
             }
 
             #[inline(always)]
             fn floats(self) -> Neon {
-                unsafe { Neon(self.0.map(|x| vcvtq_f32_s32(x))) }
+                unsafe {
+                    Neon(
+                        vcvtq_f32_s32(self.0),
+                        vcvtq_f32_s32(self.1),
+                        vcvtq_f32_s32(self.2),
+                        vcvtq_f32_s32(self.3),
+                    )
+                }
             }
         }
     };
