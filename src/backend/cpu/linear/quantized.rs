@@ -158,13 +158,12 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
                 *bytes = I::bytes(p);
                 I::Floats::prefetch(p.wrapping_add(PREFETCH_BYTES));
             }
-            if F::NIBBLES {
+            if I::SIGNED {
+                row_by_row::<I, F, R, N>(&mut acc, &bytes, x.add(load << F::NIBBLES as usize), a);
+            } else if F::NIBBLES {
                 step::<I, R, N>(&mut acc, bytes.map(I::low), x.add(2 * load), a.ldx);
                 step::<I, R, N>(&mut acc, bytes.map(I::high), x.add(2 * load + 1), a.ldx);
             } else {
-                for bytes in bytes.iter_mut().filter(|_| signed) {
-                    *bytes = I::less(*bytes);
-                }
                 step::<I, R, N>(&mut acc, bytes, x.add(load), a.ldx);
             }
         }
@@ -172,8 +171,34 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
     acc
 }
 
+/// The same of lanes that are several registers: arrays of them are passed by reference and walked
+/// by index, or the compiler keeps them in memory.
+#[allow(clippy::needless_range_loop, reason = "as said")]
+#[inline(always)]
+unsafe fn row_by_row<I: Integer, F: Format, const R: usize, const N: usize>(
+    acc: &mut [[I; N]; R],
+    bytes: &[I::Bytes; N],
+    x: *const i32,
+    a: &LinearArgs,
+) {
+    for r in 0..R {
+        // SAFETY: the caller vouches for four bytes in each row, for eight with nibbles.
+        let x = unsafe { x.byte_add(r * a.ldx) };
+        for n in 0..N {
+            // SAFETY: as above.
+            acc[r][n] = unsafe {
+                if F::NIBBLES {
+                    let sum = acc[r][n].dot(I::low(bytes[n]), x.read_unaligned());
+                    sum.dot(I::high(bytes[n]), x.add(1).read_unaligned())
+                } else {
+                    acc[r][n].dot(I::less(bytes[n]), x.read_unaligned())
+                }
+            };
+        }
+    }
+}
+
 /// Four inputs of each row.
-#[allow(clippy::needless_range_loop, reason = "an array's iterator would keep it in memory")]
 #[inline(always)]
 unsafe fn step<I: Integer, const R: usize, const N: usize>(
     acc: &mut [[I; N]; R],
@@ -184,8 +209,8 @@ unsafe fn step<I: Integer, const R: usize, const N: usize>(
     for (r, acc) in acc.iter_mut().enumerate() {
         // SAFETY: the caller vouches for four bytes in each row.
         let x = unsafe { x.byte_add(r * ldx).read_unaligned() };
-        for n in 0..N {
-            acc[n] = acc[n].dot(weights[n], x);
+        for (acc, weights) in acc.iter_mut().zip(weights) {
+            *acc = acc.dot(weights, x);
         }
     }
 }

@@ -16,7 +16,7 @@ pub(crate) trait Integer: Copy {
     /// 64 unsigned bytes: four for each lane.
     type Bytes: Copy;
     /// Whether its products want both sides signed: whole bytes come less 128 then (see `less`),
-    /// nibbles fit as they are.
+    /// nibbles fit as they are. Such lanes are several registers, too.
     const SIGNED: bool = false;
     /// All lanes `x`.
     fn splat(x: i32) -> Self;
