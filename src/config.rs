@@ -116,6 +116,10 @@ pub enum CpuIsa {
     Avx512,
     /// AVX2, FMA, F16C.
     Avx2,
+    /// NEON with BF16 dot products, on aarch64.
+    NeonBf16,
+    /// NEON, on aarch64; with DotProd for quantized weights where the machine has it.
+    Neon,
     /// Plain Rust.
     Portable,
 }

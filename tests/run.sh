@@ -41,6 +41,7 @@ if [ "$mode" = long ]; then
     stage "kernels in the library" tests/cuda/prebuilt.sh
     stage "c tests under valgrind" tests/c/run.sh valgrind-all
     stage "stress, 1000 requests" tests/c/run.sh stress
+    stage "aarch64, engine and C" tests/aarch64/run.sh long
 else
     stage "format" cargo fmt --check
     stage "clippy" cargo clippy --all-targets -- -D warnings
@@ -56,6 +57,7 @@ else
     stage "c tests under valgrind" tests/c/run.sh valgrind
     stage "cmake and pkg-config" tests/c/run.sh install
     stage "cuda kernels" tests/cuda/run.sh
+    stage "aarch64" tests/aarch64/run.sh
     stage "go binding" tests/bindings/go.sh
     stage "gateway builds" make gateway
     stage "gateway" tests/gateway/run.sh

@@ -331,7 +331,8 @@ typedef struct VrustEngineOptions {
   /// with one scale for each token and KV head, so that the cache holds nearly twice the tokens
   /// of bfloat16; on the CPU; "auto", the default: the model's precision, which may be named as
   /// "bfloat16" or "float32"), cpu_isa ("amx", "avx512_bf16", "avx512", "avx2",
-  /// "portable"), cpu_pin_threads (binds each compute thread to a core; false),
+  /// "neon_bf16", "neon", "portable"; the best of the machine when absent), cpu_pin_threads
+  /// (binds each compute thread to a core; false),
   /// cpu_spin_us (microseconds that a compute thread which waits for others looks before it
   /// sleeps: 50; 0: it sleeps at once), and `debug`, an object of aids for tests:
   /// panic_at_step (the engine's thread panics there: see what a bug does), nan_logits_for (the

@@ -34,6 +34,8 @@ impl Drop for FloatEnv {
 /// All exceptions masked, nearest, neither flush-to-zero nor denormals-are-zero.
 #[cfg(target_arch = "x86_64")]
 const DEFAULT: u64 = 0x1f80;
+/// Zeros mean on aarch64, too: no traps, nearest, denormals kept (f32's and halves'), NaNs that
+/// propagate, IEEE halves.
 #[cfg(not(target_arch = "x86_64"))]
 const DEFAULT: u64 = 0;
 
@@ -52,18 +54,29 @@ fn write(value: u64) {
     unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &value, options(nostack, readonly)) };
 }
 
+/// FPCR, and above its 32 bits FPSR, where the sticky flags are.
 #[cfg(target_arch = "aarch64")]
 fn read() -> u64 {
-    let value: u64;
-    // SAFETY: reads a control register.
-    unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) value, options(nomem, nostack)) };
-    value
+    let (control, status): (u64, u64);
+    // SAFETY: reads a control and a status register. Memory is not declared untouched, so that
+    // what is computed before stays before.
+    unsafe {
+        std::arch::asm!(
+            "mrs {}, fpcr", "mrs {}, fpsr", out(reg) control, out(reg) status, options(nostack)
+        );
+    }
+    control & 0xffff_ffff | status << 32
 }
 
 #[cfg(target_arch = "aarch64")]
 fn write(value: u64) {
-    // SAFETY: the value is the default or was read from this register.
-    unsafe { std::arch::asm!("msr fpcr, {}", in(reg) value, options(nomem, nostack)) };
+    let (control, status) = (value & 0xffff_ffff, value >> 32);
+    // SAFETY: the values are the defaults or were read from these registers.
+    unsafe {
+        std::arch::asm!(
+            "msr fpcr, {}", "msr fpsr, {}", in(reg) control, in(reg) status, options(nostack)
+        );
+    }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -74,13 +87,16 @@ fn read() -> u64 {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn write(_value: u64) {}
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
     use super::*;
 
+    /// Denormals become zero; on aarch64 numbers round towards zero as well.
+    const FLUSH: u64 = if cfg!(target_arch = "x86_64") { 0x8040 } else { 1 << 24 | 3 << 22 };
+
     #[test]
     fn the_hosts_environment_comes_back() {
-        let flush_to_zero = DEFAULT | 0x8040;
+        let flush_to_zero = DEFAULT | FLUSH;
         write(flush_to_zero);
         let env = FloatEnv::enter();
         let inside = read();

@@ -1,12 +1,19 @@
-//! Which instruction path this machine can run, asked of CPUID at run time.
+//! Which instruction path this machine can run, asked of it at run time.
 
 use super::amx;
 use crate::config::CpuIsa;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The paths, best first.
-pub const ALL: [CpuIsa; 5] =
-    [CpuIsa::Amx, CpuIsa::Avx512Bf16, CpuIsa::Avx512, CpuIsa::Avx2, CpuIsa::Portable];
+pub const ALL: [CpuIsa; 7] = [
+    CpuIsa::Amx,
+    CpuIsa::Avx512Bf16,
+    CpuIsa::Avx512,
+    CpuIsa::Avx2,
+    CpuIsa::NeonBf16,
+    CpuIsa::Neon,
+    CpuIsa::Portable,
+];
 
 pub use super::amx::assume as assume_amx;
 
@@ -27,7 +34,10 @@ pub fn is_available(isa: CpuIsa) -> bool {
                 && is_x86_feature_detected!("avx512vnni")
                 && amx::is_usable()
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        CpuIsa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+        #[cfg(target_arch = "aarch64")]
+        CpuIsa::NeonBf16 => std::arch::is_aarch64_feature_detected!("bf16"),
         _ => false,
     }
 }
@@ -39,6 +49,8 @@ pub fn name(isa: CpuIsa) -> &'static str {
         CpuIsa::Avx512Bf16 => "avx512-bf16",
         CpuIsa::Avx512 => "avx512",
         CpuIsa::Avx2 => "avx2",
+        CpuIsa::NeonBf16 => "neon-bf16",
+        CpuIsa::Neon => "neon",
         CpuIsa::Portable => "portable",
     }
 }

@@ -210,6 +210,38 @@ mod amx {
     pub(super) const KERNELS: Kernels = with(int8, int4);
 }
 
+#[cfg(target_arch = "aarch64")]
+use super::simd::{integer::NeonDot, integer::NeonInteger, neon::Neon};
+
+#[cfg(target_arch = "aarch64")]
+instantiate!(
+    neon, [target_feature(enable = "neon")],
+    Neon, NeonInteger, linear::Pairs<Neon>, false, 4 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
+);
+#[cfg(target_arch = "aarch64")]
+instantiate!(
+    neon_bf16, [target_feature(enable = "neon,bf16")],
+    Neon, NeonInteger, linear::neon_bf16::Dot, true, 6 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
+);
+
+/// What DotProd replaces, on either NEON path: integer sums are the same bits.
+#[cfg(target_arch = "aarch64")]
+mod dotprod {
+    use super::*;
+
+    #[target_feature(enable = "neon,dotprod")]
+    pub(super) unsafe fn int8(a: &LinearArgs, units: Range<usize>) {
+        // SAFETY: the caller keeps the contract of `Kernel`.
+        unsafe { run::<Quantized<NeonDot, Int8>, 4, 1, 2, 2>(a, units) }
+    }
+
+    #[target_feature(enable = "neon,dotprod")]
+    pub(super) unsafe fn int4(a: &LinearArgs, units: Range<usize>) {
+        // SAFETY: the caller keeps the contract of `Kernel`.
+        unsafe { run::<Quantized<NeonDot, Int4>, 4, 1, 2, 2>(a, units) }
+    }
+}
+
 /// The kernels of a path that `isa::choose` returned, with what else this machine has.
 pub(crate) fn of(isa: CpuIsa) -> Kernels {
     let kernels = plain(isa);
@@ -222,6 +254,14 @@ pub(crate) fn of(isa: CpuIsa) -> Kernels {
     {
         let [bf16, f32, f16, wide, ..] = kernels.linear;
         return Kernels { linear: [bf16, f32, f16, wide, vnni::int8, vnni::int4], ..kernels };
+    }
+    #[cfg(target_arch = "aarch64")]
+    if matches!(isa, CpuIsa::Neon | CpuIsa::NeonBf16)
+        && std::arch::is_aarch64_feature_detected!("dotprod")
+    {
+        let [bf16, f32, f16, wide, ..] = kernels.linear;
+        let linear = [bf16, f32, f16, wide, dotprod::int8, dotprod::int4];
+        return Kernels { linear, ..kernels };
     }
     kernels
 }
@@ -237,6 +277,10 @@ pub(crate) fn plain(isa: CpuIsa) -> Kernels {
         CpuIsa::Avx512 => avx512::KERNELS,
         #[cfg(target_arch = "x86_64")]
         CpuIsa::Avx2 => avx2::KERNELS,
+        #[cfg(target_arch = "aarch64")]
+        CpuIsa::NeonBf16 => neon_bf16::KERNELS,
+        #[cfg(target_arch = "aarch64")]
+        CpuIsa::Neon => neon::KERNELS,
         _ => portable::KERNELS,
     }
 }

@@ -19,7 +19,7 @@ mod amx_emulator;
 
 /// All instruction paths; AMX is emulated on a machine that lacks it but could run the rest of the
 /// path. Tests ask for them here, before anything else.
-pub(crate) fn cpu_paths() -> [CpuIsa; 5] {
+pub(crate) fn cpu_paths() -> [CpuIsa; 7] {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     {
         static ONCE: std::sync::Once = std::sync::Once::new();

@@ -204,3 +204,84 @@ mod dot {
         }
     }
 }
+
+#[cfg(target_arch = "aarch64")]
+mod dot {
+    // The path's features stand behind every intrinsic here, as in `simd::neon`.
+    #![allow(clippy::undocumented_unsafe_blocks, reason = "the fact stands above, once")]
+
+    use std::arch::aarch64::*;
+
+    use super::{Cached, Panel};
+    use crate::backend::cpu::linear::neon_bf16::Dot;
+    use crate::backend::cpu::simd::neon::Neon;
+
+    cached! { [] Dot, DotBytes; }
+
+    /// int8 that become bf16 in registers, `[16][2]`.
+    pub(crate) struct DotBytes;
+
+    /// Eight bytes as bf16: the upper halves of what they are in f32.
+    #[inline(always)]
+    fn widened(bytes: int8x8_t) -> uint32x4_t {
+        unsafe {
+            let words = vmovl_s8(bytes);
+            let upper = |half| vshrn_n_u32::<16>(vreinterpretq_u32_f32(vcvtq_f32_s32(half)));
+            let low = upper(vmovl_s16(vget_low_s16(words)));
+            let high = upper(vmovl_s16(vget_high_s16(words)));
+            vreinterpretq_u32_u16(vcombine_u16(low, high))
+        }
+    }
+
+    impl Panel for DotBytes {
+        type Acc = Neon;
+        type X = u16;
+        type W = <Dot as Panel>::W;
+        type B = uint32x4_t;
+        const STEP: usize = 2;
+        const STEP_BYTES: usize = 32;
+
+        #[inline(always)]
+        unsafe fn weights(p: *const u8) -> Self::W {
+            unsafe {
+                let eight = |i: usize| widened(vld1_s8(p.cast::<i8>().add(8 * i)));
+                (eight(0), eight(1), eight(2), eight(3))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn broadcast(p: *const u16) -> uint32x4_t {
+            unsafe { Dot::broadcast(p) }
+        }
+
+        #[inline(always)]
+        fn step(acc: Neon, w: Self::W, b: uint32x4_t) -> Neon {
+            Dot::step(acc, w, b)
+        }
+
+        #[inline(always)]
+        unsafe fn put(v: Neon, p: *mut u16) {
+            unsafe { Dot::put(v, p) }
+        }
+
+        #[inline(always)]
+        fn first(w: Self::W) -> Self::W {
+            Dot::first(w)
+        }
+    }
+
+    impl Cached for DotBytes {
+        const SCALED: bool = true;
+        type Bytes = Self;
+        type Widened = Dot;
+
+        #[inline(always)]
+        unsafe fn widen(w: Self::W, to: *mut u8) {
+            unsafe {
+                for (i, part) in [w.0, w.1, w.2, w.3].into_iter().enumerate() {
+                    vst1q_u32(to.cast::<u32>().add(4 * i), part);
+                }
+            }
+        }
+    }
+}

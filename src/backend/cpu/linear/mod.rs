@@ -21,6 +21,8 @@ pub(crate) mod amx_int8;
 pub(crate) mod amx_tiles;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512bf16;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon_bf16;
 pub(crate) mod quantized;
 pub(crate) mod tiles;
 

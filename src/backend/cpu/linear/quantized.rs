@@ -138,11 +138,15 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
     group: usize,
 ) -> [[I; N]; R] {
     let mut acc = [[I::splat(0); N]; R];
+    // Whole bytes less 128 are less their zero already: the correction is in the products.
+    let signed = I::SIGNED && !F::NIBBLES;
+    const { assert!(F::NIBBLES || F::ZERO == 128) };
     // SAFETY: as in `tile`.
     unsafe {
         let corrections = x.add(a.steps * (F::GROUP + 4) + 4 * group).cast::<i32>();
         for (r, acc) in acc.iter_mut().enumerate() {
-            *acc = [I::splat(*corrections.byte_add(r * a.ldx)); N];
+            let first = if signed { 0 } else { *corrections.byte_add(r * a.ldx) };
+            *acc = [I::splat(first); N];
         }
         let x = x.add(group * F::GROUP).cast::<i32>();
         let w = w.add(F::weights_at(group));
@@ -154,7 +158,9 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
                 *bytes = I::bytes(p);
                 I::Floats::prefetch(p.wrapping_add(PREFETCH_BYTES));
             }
-            if F::NIBBLES {
+            if I::SIGNED {
+                row_by_row::<I, F, R, N>(&mut acc, &bytes, x.add(load << F::NIBBLES as usize), a);
+            } else if F::NIBBLES {
                 step::<I, R, N>(&mut acc, bytes.map(I::low), x.add(2 * load), a.ldx);
                 step::<I, R, N>(&mut acc, bytes.map(I::high), x.add(2 * load + 1), a.ldx);
             } else {
@@ -163,6 +169,33 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
         }
     }
     acc
+}
+
+/// The same of lanes that are several registers: arrays of them are passed by reference and walked
+/// by index, or the compiler keeps them in memory.
+#[allow(clippy::needless_range_loop, reason = "as said")]
+#[inline(always)]
+unsafe fn row_by_row<I: Integer, F: Format, const R: usize, const N: usize>(
+    acc: &mut [[I; N]; R],
+    bytes: &[I::Bytes; N],
+    x: *const i32,
+    a: &LinearArgs,
+) {
+    for r in 0..R {
+        // SAFETY: the caller vouches for four bytes in each row, for eight with nibbles.
+        let x = unsafe { x.byte_add(r * a.ldx) };
+        for n in 0..N {
+            // SAFETY: as above.
+            acc[r][n] = unsafe {
+                if F::NIBBLES {
+                    let sum = acc[r][n].dot(I::low(bytes[n]), x.read_unaligned());
+                    sum.dot(I::high(bytes[n]), x.add(1).read_unaligned())
+                } else {
+                    acc[r][n].dot(I::less(bytes[n]), x.read_unaligned())
+                }
+            };
+        }
+    }
 }
 
 /// Four inputs of each row.

@@ -15,6 +15,9 @@ pub(crate) trait Integer: Copy {
     type Floats: Simd16;
     /// 64 unsigned bytes: four for each lane.
     type Bytes: Copy;
+    /// Whether its products want both sides signed: whole bytes come less 128 then (see `less`),
+    /// nibbles fit as they are. Such lanes are several registers, too.
+    const SIGNED: bool = false;
     /// All lanes `x`.
     fn splat(x: i32) -> Self;
     /// Reads 64 bytes.
@@ -23,7 +26,13 @@ pub(crate) trait Integer: Copy {
     fn low(bytes: Self::Bytes) -> Self::Bytes;
     /// The upper four bits of each byte.
     fn high(bytes: Self::Bytes) -> Self::Bytes;
-    /// Adds to each lane the products of its four unsigned bytes and the four signed bytes of `x`.
+    /// Each byte less 128, as a signed one; for `SIGNED` lanes alone.
+    #[inline(always)]
+    fn less(bytes: Self::Bytes) -> Self::Bytes {
+        bytes
+    }
+    /// Adds to each lane the products of its four bytes and the four signed bytes of `x`, none of
+    /// which is -128.
     fn dot(self, bytes: Self::Bytes, x: i32) -> Self;
     /// The lanes, rounded to nearest even beyond 2^24.
     fn floats(self) -> Self::Floats;
@@ -67,6 +76,12 @@ impl Integer for [i32; 16] {
         Portable(self.map(|x| x as f32))
     }
 }
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) use arm::{NeonDot, NeonInteger};
+
+#[cfg(target_arch = "aarch64")]
+mod arm;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2Integer, Avx512Integer, Vnni};

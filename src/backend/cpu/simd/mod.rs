@@ -3,7 +3,7 @@
 //!
 //! Contract of the whole room: a type of an instruction path is used only inside functions that
 //! `kernels.rs` instantiates with that path's `target_feature`s, and those are called only after
-//! CPUID showed the features. Every generic function is `#[inline(always)]`, so that it is
+//! the machine showed the features. Every generic function is `#[inline(always)]`, so that it is
 //! compiled with the features of the function it ends up in.
 
 #[cfg(target_arch = "x86_64")]
@@ -11,6 +11,8 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 pub(crate) mod integer;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod portable;
 
 /// Sixteen f32 lanes. Reductions add in one fixed tree on every path.
