@@ -35,8 +35,8 @@ impl Numbers {
     }
 }
 
-/// The machine's paths, AMX emulated if need be, or those of them that `VRUST_TEST_ISA` lists. The others are named, not
-/// silently left out.
+/// The machine's paths, AMX emulated if need be, or those of them that `VRUST_TEST_ISA` lists. The
+/// others are named, not silently left out.
 pub(super) fn paths() -> Vec<CpuIsa> {
     amx::emulate();
     let listed = std::env::var("VRUST_TEST_ISA");
