@@ -215,13 +215,17 @@ unsafe fn score_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
     unsafe {
         let queries = t.queries.add(vector * width);
         for step in 0..t.kv.dim.div_ceil(P::STEP) {
-            let weights: [P::W; N] = std::array::from_fn(|n| {
+            // Not `array::from_fn`: what it calls may be compiled without the path's features.
+            let mut weights = [keys.weights::<P>(0, step); N];
+            for n in 0..N {
                 if ASK {
                     P::Acc::prefetch(keys.next[n].wrapping_add(step * apart));
                     P::Acc::prefetch_l2(keys.values[n].wrapping_add(step * value_bytes));
                 }
-                keys.weights::<P>(n, step)
-            });
+                if n > 0 {
+                    weights[n] = keys.weights::<P>(n, step);
+                }
+            }
             for r in 0..R {
                 let q = P::broadcast(queries.add(r * width + step * P::STEP));
                 for n in 0..N {
@@ -390,17 +394,23 @@ unsafe fn value_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
         // One loop, not one for each block: the accumulators stay in registers.
         for step in from / P::STEP..to / P::STEP {
             let at = step * P::STEP;
-            let weights = std::array::from_fn(|n| {
+            let mut weights = [P::weights(values.at::<P>(0, at)); N];
+            for n in 0..N {
                 if ASK {
                     P::Acc::prefetch_l2(values.next::<P>(n, at));
                 }
-                P::weights(values.at::<P>(n, at))
-            });
+                if n > 0 {
+                    weights[n] = P::weights(values.at::<P>(n, at));
+                }
+            }
             accumulate::<P, R, N>(&mut acc, probabilities.add(at), weights);
         }
         if to % P::STEP != 0 {
             let at = to - 1;
-            let weights = std::array::from_fn(|n| P::first(P::weights(values.at::<P>(n, at))));
+            let mut weights = [P::first(P::weights(values.at::<P>(0, at))); N];
+            for n in 1..N {
+                weights[n] = P::first(P::weights(values.at::<P>(n, at)));
+            }
             accumulate::<P, R, N>(&mut acc, probabilities.add(at), weights);
         }
         let values = t.values.add(vector * t.kv.dim_padded + group * 16);
