@@ -11,7 +11,8 @@ The folder is what setup.sh filled. Each engine runs in a process of its own; wi
 take turns, one task at a time, and a ratio is taken of each pair of turns, because memory speed
 drifts within the hour. Results pile up in FILE, a JSON object a line: a row can be measured alone
 (--tasks), and vrust alone (--engines vrust) against what is known of the peers. Engines are vrust,
-vrust-http, openvino, llama, llama-bench, vllm, transformers, and reader: memory's own speed.
+vrust-kv8 (its KV cache in 8 bits, as OpenVINO's is), vrust-http, openvino, llama, llama-bench,
+vllm, transformers, and reader: memory's own speed.
 
   start        seconds from the start of the process to the first token, files in the page cache
   decode       tokens/s of one stream: 128 / (time for 129 tokens - time for 1), prompt of 32
@@ -36,10 +37,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PYTHONS = {"openvino": "ov", "vllm": "vllm", "transformers": "vllm"}
 # Who takes turns when nobody is named: as many as fit in 16 GiB.
-GROUPS = [["vrust", "openvino", "llama-bench", "reader"], ["vrust", "llama"], ["vrust", "vllm"],
-          ["vrust", "transformers"], ["vrust", "vrust-http"]]
+GROUPS = [["vrust", "vrust-kv8", "openvino", "llama-bench", "reader"], ["vrust", "llama"],
+          ["vrust", "vllm"], ["vrust", "transformers"], ["vrust", "vrust-http"]]
 TASKS = ["decode", "prefill 512", "prefill 2048", "concurrent"]
-QUANTIZED = {"vrust", "openvino", "llama", "llama-bench", "reader"}
+QUANTIZED = {"vrust", "vrust-kv8", "openvino", "llama", "llama-bench", "reader"}
 # Sums never meet in two engines by chance: each run draws prompts of its own.
 numbers = random.Random(time.time_ns())
 
@@ -66,7 +67,7 @@ class Worker:
                    VLLM_NO_USAGE_STATS="1", VLLM_ENABLE_V1_MULTIPROCESSING="0",
                    VLLM_CACHE_ROOT=str(peers / "vllm-cache"),
                    LLAMA_SERVER=str(peers / "llama/llama-server"),
-                   PYTHONPATH=str(ROOT / "bindings/python") if engine == "vrust" else "",
+                   PYTHONPATH=str(ROOT / "bindings/python") if engine.startswith("vrust") else "",
                    VRUST_LIBRARY=str(library()), VRUST_COMMAND=str(ROOT / "build/bin/vrust"))
         python = peers / PYTHONS.get(engine, "tools") / "bin/python"
         command = [python, HERE / "worker.py", engine, peers / "models" / shape]

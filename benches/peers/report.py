@@ -121,8 +121,9 @@ def ratio_cell(results, row):
 
 
 def table(results, shape):
-    engines = ["vrust", *PEERS]
-    heads = ["work", "vrust", *PEERS.values(), "vrust / best peer", "target"]
+    engines = ["vrust", "vrust-kv8", *PEERS]
+    heads = ["work", "vrust", "int8 KV", *PEERS.values(), "vrust / best peer", "target",
+             "int8 KV / OpenVINO"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in results.rows():
         if row[0] != shape:
@@ -130,7 +131,8 @@ def table(results, shape):
         task, digits = row[2], DIGITS.get(row[2], 0)
         name = f"{FORMATS[row[1]]} {task}, {UNITS.get(task, 'tok/s')}"
         cells = [spread(list(results.of(row, e).values()), digits) for e in engines]
-        lines.append("| " + " | ".join([name, *cells, *ratio_cell(results, row)]) + " |")
+        alike = spread(results.ratios(row, "vrust-kv8", "openvino")[0], 2)
+        lines.append("| " + " | ".join([name, *cells, *ratio_cell(results, row), alike]) + " |")
     return lines
 
 

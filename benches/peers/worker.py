@@ -6,8 +6,9 @@ for, comes when the engine is ready. A task is {"prompts": [[token ids], ..], "t
 the end of text ignored, all prompts at once; its answer is {"seconds": s}, from the call to the
 last token. Whatever the engine prints goes to standard error.
 
-ENGINE is vrust, vrust-http, openvino, llama, vllm or transformers; the last four need that engine's
-own Python. vrust runs by its C ABI, vrust-http is `vrust serve`, asked over HTTP.
+ENGINE is vrust, vrust-kv8, vrust-http, openvino, llama, vllm or transformers; the last four need
+that engine's own Python. vrust runs by its C ABI, vrust-kv8 with an int8 KV cache; vrust-http is
+`vrust serve`, asked over HTTP.
 """
 
 import http.client
@@ -25,10 +26,10 @@ POOL_TOKENS = 16384
 CONTEXT = 8448
 
 
-def vrust(model, quantization):
+def vrust(model, quantization, kv_cache_dtype="auto"):
     from vrust import Engine
 
-    extra = {"quantization": quantization or "none"}
+    extra = {"quantization": quantization or "none", "kv_cache_dtype": kv_cache_dtype}
     if os.environ.get("BENCH_CPU_ISA"):
         extra["cpu_isa"] = os.environ["BENCH_CPU_ISA"]
     engine = Engine(
@@ -46,6 +47,10 @@ def vrust(model, quantization):
                 pass
 
     return generate
+
+
+def vrust_kv8(model, quantization):
+    return vrust(model, quantization, "int8")
 
 
 class Server:
