@@ -85,16 +85,16 @@ static void calls_after_failure(VrustEngine *engine, uint64_t old_id, VrustStatu
 }
 
 static void worker_panic(const char *model) {
-  VrustEngine *broken = engine_with(model, "{\"debug\":{\"panic_at_step\":150}}");
   VrustEngine *other = ready_engine(model);
+  VrustEngine *broken = engine_with(model, "{\"debug\":{\"panic_at_step\":150}}");
   VrustQueue *queue = default_queue(broken), *own = NULL, *other_queue = default_queue(other);
   Consumer consumer = new_consumer(), own_consumer = new_consumer(), others = new_consumer();
   VrustRequest three = text_request("three choices", 200);
   uint64_t id = 0;
   size_t i;
   CHECK_OK(vrust_queue_create(broken, NULL, &own, &err));
+  /* All while it loads: a hundred steps are soon done. */
   submit(broken, "ends before", 2, 0);
-  drain_until(&consumer, queue, 1);
   for (i = 1; i < 5; i++) submit(broken, "lives", 200, i);
   three.present |= VRUST_REQUEST_HAS_N;
   three.n = 3, three.temperature = 1.0f;
