@@ -134,7 +134,7 @@ instantiate!(
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx512, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 6 x 4, 6 x 2, 6 x 2, 8 x 2
+    Avx512, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 8 x 2, 6 x 2, 6 x 2, 8 x 2
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(

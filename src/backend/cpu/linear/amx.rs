@@ -197,9 +197,9 @@ impl Strip<'_> {
                 for r in 0..self.rows {
                     let row = self.row + r;
                     if self.a.gated {
-                        finish(self.a, row, panel + n, &[[sum(n, r), sum(n + 1, r)]]);
+                        finish(self.a, row, panel + n, [[sum(n, r), sum(n + 1, r)]]);
                     } else {
-                        finish(self.a, row, panel + n, &[[sum(n, r)]]);
+                        finish(self.a, row, panel + n, [[sum(n, r)]]);
                     }
                 }
             }

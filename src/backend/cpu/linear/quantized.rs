@@ -124,7 +124,7 @@ impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
                     }
                 }
             }
-            finish(a, row, panel, &sums);
+            finish(a, row, panel, sums);
         }
     }
 }

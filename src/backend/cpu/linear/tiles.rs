@@ -187,18 +187,19 @@ impl<P: Panel> Tiles for Chain<P> {
                     }
                 }
             }
-            finish(a, row, panel, &acc);
+            finish(a, row, panel, acc);
         }
     }
 }
 
 /// Bias, then gate or residual, and store of a tile.
+#[allow(clippy::needless_range_loop, reason = "as said below")]
 #[inline(always)]
 pub(super) unsafe fn finish<S: Simd16, const R: usize, const N: usize>(
     a: &LinearArgs,
     row: usize,
     panel: usize,
-    sums: &[[S; N]; R],
+    sums: [[S; N]; R],
 ) {
     // SAFETY: rows and panels are in range, `width` keeps within a row; biases are padded to whole
     // panels, and so are the rows of a form that is not f32.
@@ -207,13 +208,16 @@ pub(super) unsafe fn finish<S: Simd16, const R: usize, const N: usize>(
             true => sum,
             false => sum.add(S::load(a.bias.add(panel * 16))),
         };
-        for (r, sums) in sums.iter().enumerate() {
+        // By index, each of a constant number: slices of them would keep the sums in memory, and
+        // the loop that makes them would write each back.
+        for r in 0..R {
             let start = (row + r) * a.ldo;
             if let (Some(kind), true) = (a.gate, N.is_multiple_of(2)) {
-                for (pair, sums) in sums.as_chunks::<2>().0.iter().enumerate() {
+                for pair in 0..N / 2 {
                     let first = panel + 2 * pair;
                     let (column, width) = a.columns(first);
-                    let (gate, up) = (biased(sums[0], first), biased(sums[1], first + 1));
+                    let gate = biased(sums[r][2 * pair], first);
+                    let up = biased(sums[r][2 * pair + 1], first + 1);
                     let y = apply(gate, kind).mul(up);
                     match a.form {
                         InputForm::F32 => y.store_first(a.out.add(start + column), width),
@@ -222,10 +226,10 @@ pub(super) unsafe fn finish<S: Simd16, const R: usize, const N: usize>(
                 }
                 continue;
             }
-            for (n, sum) in sums.iter().enumerate() {
+            for n in 0..N {
                 let (column, width) = a.columns(panel + n);
                 let out = a.out.add(start + column);
-                let mut y = biased(*sum, panel + n);
+                let mut y = biased(sums[r][n], panel + n);
                 if a.add {
                     y = S::load_first(out, width).add(y);
                 }
