@@ -1,8 +1,9 @@
 //! How speed grows: with threads, with the number of streams, with the context. Qwen3-0.6B's
 //! shape with dummy weights, bfloat16; greedy, the end of text ignored.
 //!
-//! `cargo bench --bench growth [-- [--only threads|streams|context] [FOLDER]]` prints three tables,
-//! or one; FOLDER takes a chart of each.
+//! `cargo bench --bench growth [-- [--only threads|streams|context|many] [FOLDER]]` prints four
+//! tables, or one; FOLDER takes charts of three. `many` is 32 streams of 1,024 positions, beside
+//! what the machine allows: for each op the longer of its bytes and its arithmetic, summed.
 //!
 //! A decode figure is `streams * (TOKENS - 1) / (time for TOKENS tokens - time for 1)`, both with
 //! the prompt found in the prefix cache; a prefill figure is the prompt's first time.
@@ -12,10 +13,13 @@
 mod support;
 
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 
+use serde_json::Value;
 use support::chart::{Line, chart};
 use support::{Folder, QWEN3_0_6B, dummy, median, ready, request, spread, time, wait};
+use vrust::config::KvCacheDType;
 use vrust::engine::Engine;
 use vrust::ids::TokenId;
 
@@ -43,11 +47,21 @@ fn main() {
     if wants("context") {
         with_context(&engine(&folder, all), all, charts);
     }
+    if wants("many") {
+        for dtype in [KvCacheDType::Auto, KvCacheDType::Int8] {
+            many(&engine_with(&folder, all, 2 * POOL_BYTES, dtype), all, dtype);
+        }
+    }
 }
 
 fn engine(folder: &Folder, threads: usize) -> Engine {
+    engine_with(folder, threads, POOL_BYTES, KvCacheDType::Auto)
+}
+
+fn engine_with(folder: &Folder, threads: usize, pool: u64, dtype: KvCacheDType) -> Engine {
     let mut options = dummy(folder);
-    options.kv_cache_memory_bytes = Some(POOL_BYTES);
+    options.kv_cache_memory_bytes = Some(pool);
+    options.kv_cache_dtype = dtype;
     options.max_model_len = Some(8448);
     options.max_num_seqs = 64;
     options.cpu_threads = Some(threads);
@@ -113,6 +127,56 @@ fn with_context(engine: &Engine, threads: usize, charts: Option<&Path>) {
     ];
     let title = format!("Speed with context, {threads} threads, % of the best");
     draw(charts, "context", &title, "positions", &counts, &lines);
+}
+
+/// A decode step of 32 streams at 1,024 positions, against the limit where the machine's rates are
+/// known.
+fn many(engine: &Engine, threads: usize, dtype: KvCacheDType) {
+    const STREAMS: usize = 32;
+    const LENGTH: usize = 1024;
+    let rates = decode(engine, STREAMS, LENGTH);
+    let mut steps: Vec<f64> = rates.iter().map(|rate| 1e3 * STREAMS as f64 / rate).collect();
+    println!(
+        "{STREAMS} streams, context {LENGTH}, KV {dtype:?}: {} ms a step",
+        spread(&mut steps, 1)
+    );
+    let Some((read, dots)) = machine(threads) else {
+        println!("what the machine allows is not known: it wants a C compiler and x86-64");
+        return;
+    };
+    // A weight takes two bytes and two operations a row; a position's keys and values 2 * 1,024
+    // numbers in each of 28 layers, and a query four operations with each of its 16 heads' 128.
+    let positions = (STREAMS * (LENGTH + TOKENS as usize / 2)) as f64;
+    let number = if dtype == KvCacheDType::Int8 { 1.0 } else { 2.0 };
+    let (weights, cache) = (1.192e9, positions * 28.0 * 2048.0 * number);
+    let linear = f64::max(weights / read, STREAMS as f64 * weights / dots);
+    let attention = f64::max(cache / read, positions * 28.0 * 4.0 * 2048.0 / dots);
+    let limit = 1e3 * (linear + attention);
+    println!(
+        "  limit {limit:.1} ms (linear layers {:.1}, attention {:.1}): share {:.2}",
+        linear * 1e3,
+        attention * 1e3,
+        limit / median(&mut steps)
+    );
+}
+
+/// Bytes a second that all threads read, and operations a second of their best dot product of
+/// bfloat16 or f32, by benches/peers/machine.c.
+fn machine(threads: usize) -> Option<(f64, f64)> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/machine.c");
+    let program = std::env::temp_dir().join(format!("vrust-machine-{}", std::process::id()));
+    let mut compiler = Command::new("cc");
+    let status = compiler.args(["-O2", "-pthread", "-o"]).arg(&program).arg(source).status();
+    let built = status.is_ok_and(|status| status.success());
+    let output = built.then(|| Command::new(&program).arg(threads.to_string()).output());
+    let _ = std::fs::remove_file(&program);
+    let figures: Value = serde_json::from_slice(&output?.ok()?.stdout).ok()?;
+    let best = |unit: &str| {
+        let wanted = format!("{unit}, {threads} thread");
+        let figures = figures.as_object()?.iter().filter(|(name, _)| name.contains(&wanted));
+        figures.filter_map(|(_, value)| value.as_f64()).map(|v| v * 1e9).reduce(f64::max)
+    };
+    Some((best("GB/s")?, best("GFLOP/s")?))
 }
 
 fn draw(

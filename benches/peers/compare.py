@@ -9,10 +9,11 @@ compare.py report [--markdown FILE] [--plot FOLDER]          tables of all that 
 
 The folder is what setup.sh filled. Each engine runs in a process of its own; within a run they
 take turns, one task at a time, and a ratio is taken of each pair of turns, because memory speed
-drifts within the hour. Results pile up in FILE, a JSON object a line: a row can be measured alone
-(--tasks), and vrust alone (--engines vrust) against what is known of the peers. Engines are vrust,
-vrust-kv8 (its KV cache in 8 bits, as OpenVINO's is), vrust-http, openvino, llama, llama-bench,
-vllm, transformers, and reader: memory's own speed.
+drifts within the hour. A turn that takes longer than --patience counts and is not repeated.
+Results pile up in FILE, a JSON object a line: a row can be measured alone (--tasks), and vrust
+alone (--engines vrust) against what is known of the peers. Engines are vrust, vrust-kv8 (its KV
+cache in 8 bits, as OpenVINO's is), vrust-http, openvino, llama, llama-bench, vllm, transformers,
+and reader: memory's own speed.
 
   start        seconds from the start of the process to the first token, files in the page cache
   decode       tokens/s of one stream: 128 / (time for 129 tokens - time for 1), prompt of 32
@@ -183,12 +184,18 @@ def measure(options, shape, quantization, engines, note):
         if worker.start is not None:
             note(engine, "start", 0, worker.start)
     for task in options.tasks:
+        slow = set()
         for round in range(options.rounds + options.warm_up):
             prompts = prompts_of(task)
             turn = round % len(workers)
             for worker in workers[turn:] + workers[:turn]:
+                if worker in slow:
+                    continue
+                began = time.perf_counter()
                 rate = worker.rate(task, prompts)
-                if round >= options.warm_up and rate is not None:
+                if time.perf_counter() - began > options.patience:
+                    slow.add(worker)
+                if rate is not None and (round >= options.warm_up or worker in slow):
                     note(worker.name, task, round, rate)
     for worker in workers:
         peak = worker.close()
@@ -263,6 +270,8 @@ def main():
     parser.add_argument("--tasks", type=names, default=TASKS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm-up", type=int, default=1, help="turns that are not counted")
+    parser.add_argument("--patience", type=float, default=40,
+                        help="seconds; a longer turn counts, and is not repeated")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--markdown", type=Path)

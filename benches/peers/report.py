@@ -6,6 +6,8 @@ import platform
 import statistics
 from collections import defaultdict
 
+from limits import Limits
+
 # The tables stand between these lines of a Markdown file.
 BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
 SHAPES = {"qwen3-0.6b": "Qwen3-0.6B", "llama-3.2-1b": "Llama-3.2-1B"}
@@ -23,6 +25,9 @@ TARGETS = {
     ("prefill 512", "int8"): 1.4, ("prefill 2048", "int8"): 1.4,
     ("concurrent", "none"): 1.25, ("concurrent", "int8"): 1.3,
 }
+# What start and peak are measured against: seconds beside packing at 2 GB/s; MiB beside weights and
+# 2,048 of KV cache.
+START, PACKING, POOL, BESIDE = 1, 2e9, 2048, 200
 # With int8, prefill and batches are compared with OpenVINO's; decode with llama.cpp's too.
 ONLY_OPENVINO = {("prefill 512", "int8"), ("prefill 2048", "int8"), ("concurrent", "int8")}
 
@@ -116,8 +121,18 @@ def ratio_cell(results, row):
         return "", ""
     ratios, together = results.ratios(row, "vrust", best)
     cell = spread(ratios, 2) + ("" if together or not ratios else " *")
-    target = TARGETS.get((row[2], row[1]))
-    return f"{cell} ({PEERS[best]})" if ratios else "", f"{target:.2f}" if target else ""
+    return f"{cell} ({PEERS[best]})" if ratios else "", target_cell(row)
+
+
+def target_cell(row):
+    shape, quantization, task = row
+    size = sum(Limits({}, shape, quantization).bytes)
+    if task == "start":
+        return f"{START + WEIGHTS[shape] / PACKING:.2f} s"
+    if task == "peak":
+        return f"{size / (1 << 20) + POOL + BESIDE:.0f} MiB"
+    target = TARGETS.get((task, quantization))
+    return f"{target:.2f}" if target else ""
 
 
 def table(results, shape):
@@ -171,6 +186,27 @@ def moved(results):
     return [*lines, ""] if len(lines) > 2 else []
 
 
+def limits_table(results):
+    """How near vrust is to what the machine allows, and how near its target would be."""
+    lines = ["| share of the limit | limit, tok/s | vrust | best peer | the target's |",
+             "|---|---|---|---|---|"]
+    for row in results.rows():
+        limits = Limits(results.machine, row[0], row[1])
+        limit = limits.known() and limits.rate(row[2])
+        ours = list(results.of(row, "vrust").values())
+        if not limit or not ours:
+            continue
+        best, target = results.best_peer(row), TARGETS.get((row[2], row[1]))
+        theirs = list(results.of(row, best).values()) if best else []
+        share = statistics.median(theirs) / limit if theirs else None
+        cells = [f"{SHAPES[row[0]]} {FORMATS[row[1]]} {row[2]}", f"{limit:.0f}",
+                 spread([v / limit for v in ours], 2),
+                 f"{share:.2f} ({PEERS[best]})" if share else "",
+                 f"{share * target:.2f}" if share and target else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""] if len(lines) > 2 else []
+
+
 def machine_table(results):
     lines = ["| what the machine does, best seen | |", "|---|---|"]
     lines += [f"| {name} | {value:.1f} |" for name, value in results.machine.items()]
@@ -185,7 +221,8 @@ def markdown(results):
     for shape, name in SHAPES.items():
         if any(row[0] == shape for row in results.rows()):
             lines += [f"**{name}'s shape**", "", *table(results, shape), ""]
-    lines += [*http_table(results), "", *moved(results), *machine_table(results)]
+    lines += [*http_table(results), "", *moved(results), *limits_table(results),
+              *machine_table(results)]
     return "\n".join(lines) + "\n"
 
 

@@ -150,21 +150,19 @@ impl CpuBackend {
 
     /// Finds converted rows that nobody else reads before they are made anew: they are made in the
     /// form in which they are read.
-    fn find_unread(&mut self) {
+    pub(super) fn find_unread(&mut self) {
         for i in 0..self.ops.len() {
             let (made, later) = self.ops.split_at_mut(i + 1);
             if let Some((x, Some(then))) = made[i].then() {
                 then.only = is_unread(x, later);
             }
-            if let (Op::Linear(made), [Op::Linear(next), after @ ..]) = (&mut made[i], later)
-                && made.args.gate.is_some()
+            if let [Op::Linear(next), after @ ..] = later
                 && let Some(convert) = next.convert
-                && convert.x == made.args.out.cast_const()
                 && convert.rows.is_null()
-                && convert.fits_in_place()
+                && let Some((form, ldo)) = made[i].shape_of_rows(&convert)
                 && is_unread(convert.x, after)
             {
-                (made.args.form, made.args.ldo) = (convert.form, convert.ldo);
+                (*form, *ldo) = (convert.form, convert.ldo);
                 (next.convert, next.direct) = (None, Some(convert.form));
                 next.args.x = convert.x.cast();
             }

@@ -55,6 +55,7 @@ use elementwise::{ActivateArgs, GatedArgs};
 use kernels::Kernels;
 use kv::KvCache;
 use leases::Leases;
+use linear::InputForm;
 use memory::Buffer;
 use pack::{Packed, Precision};
 use program::{AttentionOp, Input, Op, ThreadScratch, Workspace};
@@ -336,8 +337,18 @@ impl Backend for CpuBackend {
         }
         let window = spec.sliding_window.unwrap_or(usize::MAX);
         let plan = self.plan(spec, window, kv.dim_padded);
-        let scale = spec.scale;
-        self.push(Op::Attention(AttentionOp { qkv, out, heads, scale, window, kv, group, plan }));
+        self.push(Op::Attention(AttentionOp {
+            qkv,
+            out,
+            ldo: heads.q_width(),
+            form: InputForm::F32,
+            heads,
+            scale: spec.scale,
+            window,
+            kv,
+            group,
+            plan,
+        }));
     }
 
     fn gated_activation(&mut self, gate_up: ActId, kind: Activation, out: ActId) {

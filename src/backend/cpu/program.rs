@@ -80,6 +80,9 @@ pub(crate) struct ConvertRows {
 pub(crate) struct AttentionOp {
     pub(crate) qkv: *const f32,
     pub(crate) out: *mut f32,
+    /// Elements (quantized: bytes) from one row of `out` to the next.
+    pub(crate) ldo: usize,
+    pub(crate) form: InputForm,
     pub(crate) heads: Heads,
     pub(crate) scale: f32,
     pub(crate) window: usize,
@@ -103,6 +106,24 @@ impl Op {
     pub(crate) fn then(&mut self) -> Option<(*mut f32, &mut Option<ConvertRows>)> {
         match self {
             Self::RmsNorm(args, then) | Self::LayerNorm(args, then) => Some((args.out, then)),
+            _ => None,
+        }
+    }
+
+    /// Form and distance of the rows that it makes, where it can make them as `convert` wants them.
+    pub(crate) fn shape_of_rows(
+        &mut self,
+        convert: &ConvertArgs,
+    ) -> Option<(&mut InputForm, &mut usize)> {
+        let x = convert.x;
+        match self {
+            Self::Linear(LinearOp { args, .. }) => {
+                (args.gate.is_some() && args.out.cast_const() == x && convert.fits_in_place())
+                    .then_some((&mut args.form, &mut args.ldo))
+            }
+            Self::Attention(op) => (op.out.cast_const() == x
+                && convert.fits_heads(op.heads.head_dim))
+            .then_some((&mut op.form, &mut op.ldo)),
             _ => None,
         }
     }
@@ -408,7 +429,9 @@ impl Context<'_> {
         let plan = &self.plans[op.plan];
         let args = AttentionArgs {
             qkv: op.qkv,
-            out: op.out,
+            out: op.out.cast(),
+            ldo: op.ldo,
+            form: op.form,
             heads: op.heads,
             scale: op.scale,
             window: op.window,

@@ -155,6 +155,7 @@ mod dot {
         type B = __m512i;
         const STEP: usize = 2;
         const STEP_BYTES: usize = 32;
+        const EXP_FACTOR: f32 = Dot::<false>::EXP_FACTOR;
 
         #[inline(always)]
         unsafe fn weights(p: *const u8) -> __m512i {

@@ -14,6 +14,7 @@
 use std::ops::Range;
 
 use super::kv::{KvType, LayerKv};
+use super::linear::{InputForm, quantized};
 use super::memory::Buffer;
 use super::simd::Simd16;
 use crate::backend::{Heads, SeqInput};
@@ -23,6 +24,7 @@ use crate::ids::BlockId;
 mod cached;
 mod places;
 pub(crate) mod plan;
+mod softmax;
 mod span;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
@@ -41,8 +43,12 @@ pub(crate) const TILE_VECTORS: usize = 32;
 pub(crate) struct AttentionArgs<'a> {
     /// `[tokens, qkv_width]`.
     pub(crate) qkv: *const f32,
-    /// `[tokens, q_width]`.
-    pub(crate) out: *mut f32,
+    /// `[tokens, ldo]`, in `form`.
+    pub(crate) out: *mut u8,
+    /// Elements (quantized: bytes) from one row of `out` to the next.
+    pub(crate) ldo: usize,
+    /// What the next layer reads.
+    pub(crate) form: InputForm,
     /// Head counts.
     pub(crate) heads: Heads,
     /// Factor on the scores.
@@ -62,6 +68,21 @@ pub(crate) struct AttentionArgs<'a> {
 }
 
 impl AttentionArgs<'_> {
+    /// Asks for the first queries of an item that is computed soon: they lie far apart.
+    #[inline(always)]
+    fn ask_for_queries<S: Simd16>(&self, item: &plan::Item, kv_head: usize) {
+        let group = self.heads.num_heads / self.heads.num_kv_heads;
+        let (bytes, width) = (group * self.heads.head_dim * 4, self.heads.qkv_width());
+        let row = self.seqs[item.seq].query_start + item.first_row;
+        let first = self.qkv.wrapping_add(row * width).cast::<u8>().wrapping_add(kv_head * bytes);
+        for row in 0..item.rows.min(TILE_VECTORS.div_ceil(group)) {
+            let queries = first.wrapping_add(row * width * 4);
+            for line in 0..bytes.div_ceil(64) {
+                S::prefetch_l2(queries.wrapping_add(64 * line));
+            }
+        }
+    }
+
     /// The span that comes after `span` of an item: its own next one, or the next item's first.
     fn next(
         &self,
@@ -196,15 +217,32 @@ impl Softmax {
         }
     }
 
-    /// Writes `acc / sum`, `[dim]`.
+    /// Writes `acc / sum` as the result of a row's head; what is in `acc` is lost.
     #[inline(always)]
-    unsafe fn finish<S: Simd16>(self, acc: *const f32, out: *mut f32, dim: usize) {
+    unsafe fn finish<S: Simd16>(
+        self,
+        acc: *mut f32,
+        a: &AttentionArgs<'_>,
+        (row, head): (usize, usize),
+    ) {
         let inverse = S::splat(1.0 / self.sum);
-        for i in (0..dim).step_by(16) {
-            // SAFETY: the caller vouches for `dim` elements of both.
-            unsafe {
+        let (dim, first) = (a.heads.head_dim, head * a.heads.head_dim);
+        // SAFETY: the caller vouches for a head in `acc` and for the row. Forms other than f32 are
+        // asked for where heads are whole vectors (`ConvertArgs::fits_heads`), or whole groups.
+        unsafe {
+            let out = a.out.add(row * a.ldo * a.form.bytes());
+            for i in (0..dim).step_by(16) {
                 let n = (dim - i).min(16);
-                S::load_first(acc.add(i), n).mul(inverse).store_first(out.add(i), n);
+                let v = S::load_first(acc.add(i), n).mul(inverse);
+                match a.form {
+                    InputForm::F32 => v.store_first(out.cast::<f32>().add(first + i), n),
+                    InputForm::Int8 { .. } => v.store(acc.add(i)),
+                    form => form.put(v, out, first + i),
+                }
+            }
+            if let InputForm::Int8 { group, zero } = a.form {
+                let (x, groups) = (acc.wrapping_sub(first), first / group..(first + dim) / group);
+                quantized::quantize::<S>((x, a.heads.q_width()), out, (group, zero), groups);
             }
         }
     }
@@ -267,6 +305,9 @@ unsafe fn chunk<P: Cached, const R: usize, const N: usize>(
             put_query::<P>(query, queries.add(v * dim_padded), dim);
         }
     }
+    if let Some((item, kv_head)) = scratch.next {
+        a.ask_for_queries::<P::Acc>(&a.plan.items[item], kv_head);
+    }
     let tile = scratch.tile(a, seq, kv_head);
     for span in item.spans.clone() {
         let next = a.next((item, seq, kv_head), span, scratch.next);
@@ -296,8 +337,8 @@ unsafe fn chunk<P: Cached, const R: usize, const N: usize>(
             let (row, head) = place(v);
             // SAFETY: row and head are in range.
             unsafe {
-                let out = a.out.add(row * a.heads.q_width() + head * dim);
-                merged.finish::<P::Acc>(scratch.merged.as_ptr().add(v * dim_padded), out, dim);
+                let acc = scratch.merged.as_ptr().add(v * dim_padded);
+                merged.finish::<P::Acc>(acc, a, (row, head));
             }
         }
     }
@@ -327,7 +368,7 @@ unsafe fn store_partial(slot: *mut f32, softmax: Softmax, values: *const f32, di
 #[inline(always)]
 pub(crate) unsafe fn merge<S: Simd16>(a: &AttentionArgs<'_>, tile: usize, vectors: Range<usize>) {
     let tile = &a.plan.split[tile];
-    let (dim, dim_padded) = (a.heads.head_dim, a.kv.dim_padded);
+    let dim_padded = a.kv.dim_padded;
     let per_span = tile.rows * a.heads.num_heads;
     for vector in vectors {
         let mut merged = Softmax::EMPTY;
@@ -345,7 +386,7 @@ pub(crate) unsafe fn merge<S: Simd16>(a: &AttentionArgs<'_>, tile: usize, vector
             }
             let row = a.seqs[tile.seq].query_start + tile.first_row + vector / a.heads.num_heads;
             let head = vector % a.heads.num_heads;
-            merged.finish::<S>(acc, a.out.add(row * a.heads.q_width() + head * dim), dim);
+            merged.finish::<S>(acc, a, (row, head));
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use super::cached::Cached;
 use super::places::{AHEAD, EIGHTS, Keys, Next, Places, Values};
+use super::softmax::softmax;
 use super::{SPAN, Softmax, TILE_VECTORS};
 use crate::backend::cpu::kv::LayerKv;
 use crate::backend::cpu::linear::Panel;
@@ -239,58 +240,6 @@ unsafe fn score_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
                 acc.store(to);
             }
         }
-    }
-}
-
-/// Turns the scores of one vector into probabilities, not yet divided by their sum: those of
-/// `low..high`, and 0 for the other positions of the groups of `from..to`. Over int8 each is then
-/// multiplied with its value's scale.
-#[inline(always)]
-pub(super) unsafe fn softmax<P: Cached>(
-    t: &Tile<'_, P::X>,
-    vector: usize,
-    (low, high): (usize, usize),
-    (from, to): (usize, usize),
-) -> Softmax {
-    let scores = t.scores.wrapping_add(vector * SPAN);
-    let probabilities = t.probabilities.wrapping_add(vector * SPAN);
-    let (hidden, zero) = (P::Acc::splat(f32::NEG_INFINITY), P::Acc::splat(0.0));
-    let (first, end) = match low < high {
-        true => (low / 16 * 16, high.next_multiple_of(16)),
-        false => (to, to),
-    };
-    // SAFETY: the caller vouches for the groups that hold `from..to`, and `low..high` within it.
-    unsafe {
-        for i in (from..first).chain(end..to).step_by(16) {
-            P::put(zero, probabilities.add(i));
-        }
-        if low >= high {
-            return Softmax::EMPTY;
-        }
-        // Selected and not multiplied: a scale of a hidden position may be a NaN.
-        let visible = |v: P::Acc, i: usize, other| v.keep(low.saturating_sub(i), high - i, other);
-        let score = |i: usize| {
-            let score = P::Acc::load(scores.add(i));
-            let scaled = if P::SCALED { score.mul(P::Acc::load(t.scales.add(i))) } else { score };
-            visible(scaled, i, hidden)
-        };
-        let mut greatest = hidden;
-        for i in (first..end).step_by(16) {
-            greatest = greatest.max(score(i));
-        }
-        let max = greatest.greatest() * t.scale;
-        let (factor, below) = (P::Acc::splat(t.scale), P::Acc::splat(-max));
-        let mut sums = zero;
-        for i in (first..end).step_by(16) {
-            let p = P::exp(score(i).mul_add(factor, below));
-            sums = sums.add(p);
-            let p = match P::SCALED {
-                true => visible(p.mul(P::Acc::load(t.scales.add(SPAN + i))), i, zero),
-                false => p,
-            };
-            P::put(p, probabilities.add(i));
-        }
-        Softmax { max, sum: sums.sum() }
     }
 }
 

@@ -12,7 +12,8 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::cached::Cached;
-use super::span::{Rows, Tile, softmax};
+use super::softmax::softmax;
+use super::span::{Rows, Tile};
 use super::{SPAN, Softmax, TILE_VECTORS};
 use crate::backend::cpu::linear::amx_tiles::{Config, Feed, SCORES, STRIP, SUMS, release};
 use crate::backend::cpu::simd::Simd16;

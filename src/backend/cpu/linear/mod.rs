@@ -107,7 +107,11 @@ pub(crate) trait Panel {
     /// A step's weights with 0 for all but the first of its elements.
     fn first(w: Self::W) -> Self::W;
 
-    /// `e^x` of x <= 0, as precise as `put` keeps it; `exp(0)` is exactly 1, NaN stays NaN.
+    /// What `exp` wants its argument multiplied with.
+    const EXP_FACTOR: f32 = 1.0;
+
+    /// `e^(x / EXP_FACTOR)` of x <= 0, as precise as `put` keeps it; `exp(0)` is exactly 1, NaN
+    /// stays NaN.
     #[inline(always)]
     fn exp(x: Self::Acc) -> Self::Acc {
         math::exp(x)
@@ -318,6 +322,19 @@ impl ConvertArgs {
             && self.width.is_multiple_of(32)
             && self.ldo * self.form.bytes() <= self.width * size_of::<f32>()
     }
+
+    /// The same where the inputs are made in heads of `dim` elements, of which each may be rounded
+    /// by itself if it is whole groups.
+    pub(crate) fn fits_heads(&self, dim: usize) -> bool {
+        match self.form {
+            InputForm::Int8 { group, .. } => {
+                dim.is_multiple_of(group)
+                    && self.width.is_multiple_of(group.max(64))
+                    && self.ldo <= self.width * size_of::<f32>()
+            }
+            _ => dim.is_multiple_of(16) && self.fits_in_place(),
+        }
+    }
 }
 
 /// Gathers and rounds input rows.
@@ -330,7 +347,9 @@ pub(crate) unsafe fn convert<S: Simd16>(a: &ConvertArgs, rows: Range<usize>) {
             let source = if a.rows.is_null() { row } else { *a.rows.add(row) as usize };
             let x = a.x.add(source * a.width);
             if let InputForm::Int8 { group, zero } = a.form {
-                quantized::quantize::<S>(a, x, a.out.add(row * a.ldo), (group, zero));
+                let groups = 0..a.width.next_multiple_of(group.max(64)) / group;
+                let out = a.out.add(row * a.ldo);
+                quantized::quantize::<S>((x, a.width), out, (group, zero), groups);
                 continue;
             }
             for i in (0..a.ldo).step_by(16) {

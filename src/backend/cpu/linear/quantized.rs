@@ -7,9 +7,10 @@
 #![allow(unsafe_code, reason = "kernels work through pointers")]
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
+use super::LinearArgs;
 use super::tiles::{Ahead, Tiles, finish};
-use super::{ConvertArgs, LinearArgs};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::integer::Integer;
 
@@ -130,6 +131,7 @@ impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
 }
 
 /// One group's sums, in integers.
+#[allow(clippy::needless_range_loop, reason = "walked by index, as below")]
 #[inline(always)]
 unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
     a: &LinearArgs,
@@ -161,8 +163,13 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
             if I::SIGNED {
                 row_by_row::<I, F, R, N>(&mut acc, &bytes, x.add(load << F::NIBBLES as usize), a);
             } else if F::NIBBLES {
-                step::<I, R, N>(&mut acc, bytes.map(I::low), x.add(2 * load), a.ldx);
-                step::<I, R, N>(&mut acc, bytes.map(I::high), x.add(2 * load + 1), a.ldx);
+                // Not `bytes.map`: what it calls may be compiled without the path's features.
+                let (mut low, mut high) = (bytes, bytes);
+                for n in 0..N {
+                    (low[n], high[n]) = (I::low(bytes[n]), I::high(bytes[n]));
+                }
+                step::<I, R, N>(&mut acc, low, x.add(2 * load), a.ldx);
+                step::<I, R, N>(&mut acc, high, x.add(2 * load + 1), a.ldx);
             } else {
                 step::<I, R, N>(&mut acc, bytes, x.add(load), a.ldx);
             }
@@ -215,22 +222,24 @@ unsafe fn step<I: Integer, const R: usize, const N: usize>(
     }
 }
 
-/// Rounds one row of `x` to 8 bits, into the layout of `row_bytes`. A group with a NaN or an
-/// infinity gets a scale of NaN: such a row must not look sound.
+/// Rounds some groups of a row, `width` inputs from `x` on, to 8 bits, into the layout of
+/// `row_bytes`. A group with a NaN or an infinity gets a scale of NaN: such a row must not look
+/// sound.
 #[inline(always)]
-pub(super) unsafe fn quantize<S: Simd16>(
-    a: &ConvertArgs,
-    x: *const f32,
+pub(crate) unsafe fn quantize<S: Simd16>(
+    (x, width): (*const f32, usize),
     out: *mut u8,
     (group, zero): (usize, i32),
+    some: Range<usize>,
 ) {
-    let padded = a.width.next_multiple_of(group.max(64));
+    let padded = width.next_multiple_of(group.max(64));
     let groups = padded / group;
-    for g in 0..groups {
+    for g in some {
         let read = |i: usize| {
             let at = g * group + i;
-            // SAFETY: `load_first` reads what the row has.
-            unsafe { S::load_first(x.add(at.min(a.width)), a.width.saturating_sub(at).min(16)) }
+            let x = x.wrapping_add(at.min(width));
+            // SAFETY: `load_first` reads what the row has; the caller vouches for these groups.
+            unsafe { S::load_first(x, width.saturating_sub(at).min(16)) }
         };
         let (mut greatest, mut poison) = (S::splat(0.0), S::splat(0.0));
         for i in (0..group).step_by(16) {

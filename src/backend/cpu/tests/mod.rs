@@ -11,6 +11,7 @@ mod amx_emulator;
 mod attention;
 mod blocks;
 mod gated;
+mod handed_on;
 mod linear;
 mod ops;
 mod quantized;

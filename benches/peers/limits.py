@@ -1,0 +1,70 @@
+"""What a machine allows: for each op the longer of its bytes at the rate of the best reader and its
+arithmetic at the rate of dot products in registers, summed over a task's ops.
+
+Only what no engine can do without counts: weights and keys and values are read once a step, and
+the products of linear layers and attention are done. Norms, softmax, rotary embeddings and sampling
+are left out, so that nobody reaches the limit."""
+
+# Model cards: hidden, layers, query heads, KV heads, head size, feed-forward, vocabulary.
+SHAPES = {
+    "qwen3-0.6b": (1024, 28, 16, 8, 128, 3072, 151936),
+    "llama-3.2-1b": (2048, 16, 32, 8, 64, 8192, 128256),
+}
+# Bytes of a weight, with its scales; the head keeps 8 bits under int4.
+LAYER_BYTES = {"none": 2, "int8": 1, "int4": 0.5 + 2 / 32}
+HEAD_BYTES = {"none": 2, "int8": 1, "int4": 1}
+# The best of these that the machine has; the machine's table names them.
+FLOAT_DOTS = ["tdpbf16ps, GFLOP/s", "vdpbf16ps, GFLOP/s", "f32 FMA 512 bits, GFLOP/s",
+              "f32 FMA 256 bits, GFLOP/s"]
+BYTE_DOTS = ["vpdpbusd, GOP/s", *FLOAT_DOTS]
+
+
+class Limits:
+    """`machine` is what machine.c printed: figures by name."""
+
+    def __init__(self, machine, shape, quantization, threads=2):
+        def first(names):
+            found = (machine.get(f"{name}, {threads} threads") for name in names)
+            return next((value * 1e9 for value in found if value), None)
+
+        self.read = first(["best read, GB/s"])
+        self.floats = first(FLOAT_DOTS)
+        self.dots = self.floats if quantization == "none" else first(BYTE_DOTS)
+        hidden, layers, heads, kv_heads, dim, ffn, vocab = SHAPES[shape]
+        self.weights = layers * hidden * (2 * heads * dim + 2 * kv_heads * dim + 3 * ffn)
+        self.head = vocab * hidden
+        self.bytes = (self.weights * LAYER_BYTES[quantization], self.head * HEAD_BYTES[quantization])
+        # Of one query and one position; of one position.
+        self.products = 4 * layers * heads * dim
+        self.kv_bytes = 2 * layers * kv_heads * dim * 2
+
+    def known(self):
+        return bool(self.read and self.dots and self.floats)
+
+    def linear(self, rows, head_rows):
+        layers = max(self.bytes[0] / self.read, 2 * self.weights * rows / self.dots)
+        return layers + max(self.bytes[1] / self.read, 2 * self.head * head_rows / self.dots)
+
+    def prefill(self, sequences, length):
+        """Seconds for prompts of `length`."""
+        pairs = sequences * length * (length + 1) / 2
+        return self.linear(sequences * length, sequences) + self.products * pairs / self.floats
+
+    def step(self, sequences, context):
+        """Seconds for a decode step of sequences that have `context` positions."""
+        positions = sequences * context
+        attention = max(self.kv_bytes * positions / self.read,
+                        self.products * positions / self.floats)
+        return self.linear(sequences, sequences) + attention
+
+    def rate(self, task):
+        """Tokens a second, as compare.py counts them."""
+        if task == "decode":
+            return 1 / self.step(1, 96)
+        if task == "concurrent":
+            steps = sum(self.step(32, 256 + i) for i in range(63))
+            return 32 * 64 / (self.prefill(32, 256) + steps)
+        if task.startswith("prefill "):
+            length = int(task.split()[1])
+            return length / self.prefill(1, length)
+        return None
