@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::CpuBackend;
 use super::attention::plan::Plan;
 use super::elementwise::GatedArgs;
+use super::kv::LayerKv;
 use super::linear::{ConvertArgs, InputForm, quantized};
 use super::norm::NormArgs;
 use super::program::{Context, ConvertRows, LinearOp, Op};
@@ -146,6 +147,18 @@ impl CpuBackend {
         self.plans[at].make(&self.input.seqs, threads, dim_padded, room);
         self.planned += 1;
         at
+    }
+
+    /// Has queries rounded to bf16 where they are made, if attention multiplies them so.
+    pub(super) fn narrow_queries(&mut self, qkv: *const f32, kv: &LayerKv) -> bool {
+        if !(kv.bf16 && self.kernels.bf16_inputs && kv.dim.is_multiple_of(16)) {
+            return false;
+        }
+        let made = self.ops.iter_mut().rev().find_map(|op| match op {
+            Op::RopeWrite(args) if args.qkv.cast_const() == qkv => Some(args),
+            _ => None,
+        });
+        made.map(|args| args.narrow = true).is_some()
     }
 
     /// Finds converted rows that nobody else reads before they are made anew: they are made in the

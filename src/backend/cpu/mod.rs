@@ -318,6 +318,7 @@ impl Backend for CpuBackend {
             positions,
             slots,
             kv,
+            narrow: false,
         }));
     }
 
@@ -337,8 +338,10 @@ impl Backend for CpuBackend {
         }
         let window = spec.sliding_window.unwrap_or(usize::MAX);
         let plan = self.plan(spec, window, kv.dim_padded);
+        let narrow = self.narrow_queries(qkv, &kv);
         self.push(Op::Attention(AttentionOp {
             qkv,
+            narrow,
             out,
             ldo: heads.q_width(),
             form: InputForm::F32,

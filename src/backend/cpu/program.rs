@@ -79,6 +79,8 @@ pub(crate) struct ConvertRows {
 #[derive(Clone, Copy)]
 pub(crate) struct AttentionOp {
     pub(crate) qkv: *const f32,
+    /// Queries are bf16, each in the first half of its place.
+    pub(crate) narrow: bool,
     pub(crate) out: *mut f32,
     /// Elements (quantized: bytes) from one row of `out` to the next.
     pub(crate) ldo: usize,
@@ -429,6 +431,7 @@ impl Context<'_> {
         let plan = &self.plans[op.plan];
         let args = AttentionArgs {
             qkv: op.qkv,
+            narrow: op.narrow,
             out: op.out.cast(),
             ldo: op.ldo,
             form: op.form,

@@ -90,6 +90,8 @@ pub(crate) struct RopeArgs {
     pub(crate) slots: *const u64,
     /// The layer's cache.
     pub(crate) kv: LayerKv,
+    /// Queries become bf16, each in the first half of its place: attention reads them so.
+    pub(crate) narrow: bool,
 }
 
 /// Heads that are asked for before they are needed.
@@ -120,6 +122,9 @@ pub(crate) unsafe fn rope_write<S: Simd16>(a: &RopeArgs, units: Range<usize>) {
                     rotate::<S>(x, a.table.add(position * 2 * a.half), a.half);
                 }
             }
+            if head < queries && a.narrow {
+                narrow::<S>(x, dim);
+            }
             let slot = *a.slots.add(row) as usize;
             if head >= queries + keys {
                 a.kv.write_v::<S>(slot, head - queries - keys, x);
@@ -127,6 +132,15 @@ pub(crate) unsafe fn rope_write<S: Simd16>(a: &RopeArgs, units: Range<usize>) {
                 a.kv.write_k::<S>(slot, head - queries, x);
             }
         }
+    }
+}
+
+/// Rounds `dim` elements, whole vectors, to bf16 in place.
+#[inline(always)]
+unsafe fn narrow<S: Simd16>(x: *mut f32, dim: usize) {
+    for i in (0..dim).step_by(16) {
+        // SAFETY: the caller vouches for them. What is written lies before what is yet to be read.
+        unsafe { S::load(x.add(i)).store_bf16(x.cast::<u16>().add(i)) }
     }
 }
 

@@ -43,6 +43,8 @@ pub(crate) const TILE_VECTORS: usize = 32;
 pub(crate) struct AttentionArgs<'a> {
     /// `[tokens, qkv_width]`.
     pub(crate) qkv: *const f32,
+    /// Queries are bf16, each in the first half of its place.
+    pub(crate) narrow: bool,
     /// `[tokens, ldo]`, in `form`.
     pub(crate) out: *mut u8,
     /// Elements (quantized: bytes) from one row of `out` to the next.
@@ -72,13 +74,14 @@ impl AttentionArgs<'_> {
     #[inline(always)]
     fn ask_for_queries<S: Simd16>(&self, item: &plan::Item, kv_head: usize) {
         let group = self.heads.num_heads / self.heads.num_kv_heads;
-        let (bytes, width) = (group * self.heads.head_dim * 4, self.heads.qkv_width());
+        let (dim, width) = (self.heads.head_dim, self.heads.qkv_width());
+        let bytes = dim * if self.narrow { 2 } else { 4 };
         let row = self.seqs[item.seq].query_start + item.first_row;
-        let first = self.qkv.wrapping_add(row * width).cast::<u8>().wrapping_add(kv_head * bytes);
-        for row in 0..item.rows.min(TILE_VECTORS.div_ceil(group)) {
-            let queries = first.wrapping_add(row * width * 4);
+        let first = self.qkv.wrapping_add(row * width + kv_head * group * dim);
+        for vector in 0..(item.rows * group).min(TILE_VECTORS) {
+            let query = first.wrapping_add(vector / group * width + vector % group * dim);
             for line in 0..bytes.div_ceil(64) {
-                S::prefetch_l2(queries.wrapping_add(64 * line));
+                S::prefetch_l2(query.cast::<u8>().wrapping_add(64 * line));
             }
         }
     }
@@ -302,7 +305,7 @@ unsafe fn chunk<P: Cached, const R: usize, const N: usize>(
         // SAFETY: row and head are in range; the scratch holds `TILE_VECTORS` heads.
         unsafe {
             let query = a.qkv.add(row * a.heads.qkv_width() + head * dim);
-            put_query::<P>(query, queries.add(v * dim_padded), dim);
+            put_query::<P>((query, a.narrow), queries.add(v * dim_padded), dim);
         }
     }
     if let Some((item, kv_head)) = scratch.next {
@@ -346,7 +349,12 @@ unsafe fn chunk<P: Cached, const R: usize, const N: usize>(
 
 /// Brings a query to the form that scores read, with zeros to a whole vector.
 #[inline(always)]
-unsafe fn put_query<P: Cached>(query: *const f32, to: *mut P::X, dim: usize) {
+unsafe fn put_query<P: Cached>((query, narrow): (*const f32, bool), to: *mut P::X, dim: usize) {
+    if narrow {
+        debug_assert_eq!(size_of::<P::X>(), 2, "queries are bf16");
+        // SAFETY: the caller vouches for `dim` elements, whole vectors.
+        return unsafe { query.cast::<P::X>().copy_to_nonoverlapping(to, dim) };
+    }
     for i in (0..dim).step_by(16) {
         // SAFETY: the caller vouches for `dim` elements, and for room for whole vectors.
         unsafe { P::put(P::Acc::load_first(query.add(i), (dim - i).min(16)), to.add(i)) }
