@@ -101,6 +101,7 @@ EXPORT Result cuStreamSynchronize(void* stream) {
     s->capture->invalid = true;
     return kCaptureUnsupported;
   }
+  state().counts.waits++;
   if (strikes(Fault::kSync)) return kUnknown;
   drain();
   return state().lost ? kLaunchFailed : kSuccess;
@@ -159,6 +160,7 @@ EXPORT Result cuEventSynchronize(void* event) {
   ENTER_CONTEXT();
   Event* e = static_cast<Event*>(event);
   if (!state().events.count(e)) return kInvalidHandle;
+  state().counts.waits++;
   if (strikes(Fault::kSync)) return kUnknown;
   // What was added after the event stays: nobody has waited for it.
   State& s = state();
@@ -268,6 +270,7 @@ EXPORT Result cuGraphLaunch(void* graph, void* stream) {
     state().lost = true;
     return kLaunchFailed;
   }
+  state().counts.replays++;
   for (Operation& operation : g->operations) {
     Result result = enqueue(stream, operation);
     if (result != kSuccess) return result;

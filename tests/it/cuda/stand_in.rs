@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use vrust::config::{Device, EngineOptions};
+use serde_json::json;
+use vrust::config::{Device, EngineOptions, LoadFormat, ModelDType};
 
-use crate::support::folder::TempDir;
+use crate::engine_support::{fixture, options};
+use crate::support::folder::{TempDir, set_fields};
 
 /// Says to a child which test it is.
 const CHILD: &str = "VRUST_TEST_ON_STAND_IN";
@@ -101,6 +103,17 @@ pub(super) fn is_child() -> bool {
 pub(super) fn on_cuda(mut options: EngineOptions) -> EngineOptions {
     options.device = Device::Cuda(0);
     options
+}
+
+/// A model with heads that the tensor cores' kernels exist for, and seeded weights.
+pub(super) fn wide(dtype: ModelDType) -> (TempDir, EngineOptions) {
+    let dir = TempDir::copy_of(&fixture("llama3"));
+    let fields = json!({"head_dim": 64, "max_position_embeddings": 512});
+    set_fields(&dir.join("config.json"), &fields);
+    let model = dir.path().to_owned();
+    let options =
+        EngineOptions { model, dtype, load_format: LoadFormat::Dummy, ..options("llama3") };
+    (dir, options)
 }
 
 /// What the driver counts: `allocations`, `graphs`, .. alive, `launches`, `allocs` so far.
