@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use vrust::config::EngineOptions;
+use vrust::config::{EngineOptions, ModelDType};
 use vrust::engine::{Engine, EngineState, EventKind, Polled};
 use vrust::error::{Error, ErrorKind};
 
-use super::stand_in::{assert_nothing_left, count, fail, on_cuda, on_stand_in};
+use super::stand_in::{assert_nothing_left, count, fail, on_cuda, on_stand_in, wide};
 use crate::engine_support::{Consumer, greedy, options, ready, run_one};
 
 const PROMPT: &[u32] = &[5, 9, 14, 33, 71];
@@ -131,7 +131,7 @@ fn no_memory_for_a_graph_is_no_error() {
 }
 
 /// What fails, and which call of its kind.
-const FAULTS: [(&str, u64); 7] = [
+const FAULTS: [(&str, u64); 10] = [
     ("launch", 1),
     ("launch", 25),
     ("copy", 2),
@@ -139,6 +139,9 @@ const FAULTS: [(&str, u64); 7] = [
     ("sync", 3),
     ("lost", 40),
     ("lost", 130),
+    ("bfloat16 launch", 9),
+    ("bfloat16 copy", 5),
+    ("bfloat16 lost", 70),
 ];
 
 /// A launch, a copy or a wait that fails, a device that is lost: at several places of a step.
@@ -146,8 +149,15 @@ const FAULTS: [(&str, u64); 7] = [
 fn a_failing_step_fails_its_engine_alone() {
     on_stand_in("cuda::failures::a_failing_step_fails_its_engine_alone", &[], || {
         let cpu = ready(options("llama3"));
+        let (_dir, bf16) = wide(ModelDType::BFloat16);
         for (what, nth) in FAULTS {
-            let engine = ready(on_cuda(options("llama3")));
+            let (options_of, what) = match what.strip_prefix("bfloat16 ") {
+                Some(what) => (bf16.clone(), what),
+                None => (options("llama3"), what),
+            };
+            // Once, so that cuBLASLt's algorithms are known.
+            run_one(&ready(on_cuda(options_of.clone())), greedy(PROMPT, 5));
+            let engine = ready(on_cuda(options_of));
             fail(what, nth);
             check_failing(&engine, &format!("{what} {nth}"));
             if what != "lost" {
@@ -207,6 +217,7 @@ fn check_failing(engine: &Engine, told: &str) {
     assert_eq!(engine.state(), EngineState::Failed, "{told}");
     let error = engine.wait_ready(None).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Device, "{told}: {error}");
-    assert!(error.message().contains("the CUDA driver's cu"), "{told}: {error}");
+    let called = ["the CUDA driver's cu", "cublasLtMatmul"];
+    assert!(called.iter().any(|call| error.message().contains(call)), "{told}: {error}");
     println!("{told}: {error}");
 }

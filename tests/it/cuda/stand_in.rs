@@ -155,7 +155,17 @@ pub(super) fn cublaslt(name: &str, argument: i32) -> u64 {
     unsafe { call(argument) }
 }
 
-fn symbol(name: &CStr) -> *mut c_void {
+/// Programs that the stand-in for NVRTC has compiled.
+pub(super) fn nvrtc_compiled() -> u64 {
+    type Call = unsafe extern "C" fn() -> u64;
+    // SAFETY: the stand-in's function of this name has this type.
+    let call: Call =
+        unsafe { std::mem::transmute(symbol_of("libnvrtc.so.13", c"vrust_emu_compiled")) };
+    // SAFETY: as above.
+    unsafe { call() }
+}
+
+pub(super) fn symbol(name: &CStr) -> *mut c_void {
     symbol_of("libcuda.so.1", name)
 }
 
