@@ -52,6 +52,7 @@ Result standin::enqueue(void* handle, Operation operation) {
   State& s = state();
   Stream* stream = stream_of(handle);
   if (!stream) return kInvalidHandle;
+  s.counts.threads.insert(std::this_thread::get_id());
   if (stream->capture) {
     stream->capture->operations.push_back(std::move(operation));
     return kSuccess;

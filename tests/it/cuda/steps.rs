@@ -16,6 +16,7 @@ fn tokens(outcomes: &[Outcome]) -> Vec<Vec<u32>> {
     outcomes.iter().map(|outcome| outcome.only().tokens.clone()).collect()
 }
 
+/// Nor does anyone but the engine's worker call the driver.
 #[test]
 fn a_step_allocates_nothing() {
     on_stand_in("cuda::steps::a_step_allocates_nothing", &[], || {
@@ -29,6 +30,8 @@ fn a_step_allocates_nothing() {
             assert!(count("launches") > launches, "the device was used");
             assert_eq!(held(), before, "{dtype:?}");
         }
+        let threads = count("threads");
+        assert!((1..=2).contains(&threads), "{threads} threads of two engines");
         assert_nothing_left("after the engines");
     });
 }
