@@ -4,6 +4,7 @@
 //! Each test runs in a process of its own, so that no other test sees a device.
 
 mod ahead;
+#[cfg(not(feature = "prebuilt-kernels"))]
 mod cubins;
 mod device;
 mod draws;

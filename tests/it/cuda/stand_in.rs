@@ -156,6 +156,7 @@ pub(super) fn cublaslt(name: &str, argument: i32) -> u64 {
 }
 
 /// Programs that the stand-in for NVRTC has compiled.
+#[cfg(not(feature = "prebuilt-kernels"))]
 pub(super) fn nvrtc_compiled() -> u64 {
     type Call = unsafe extern "C" fn() -> u64;
     // SAFETY: the stand-in's function of this name has this type.
