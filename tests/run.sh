@@ -26,12 +26,13 @@ stage() {
     fi
 }
 
-# Sums cargo's "N passed" lines of a log.
+# Sums cargo's "N passed" lines of a log; says what the checks of the CUDA kernels ran.
 counts() {
     awk '/^test result: ok/ {for (i = 1; i < NF; i++) if ($(i+1) ~ /^passed/) n += $i}
          /^Ran [0-9]+ tests? in/ {n += $2}
          /^--- PASS: / {n += 1}
-         END {if (n) printf "  (%d tests)", n}' "$1"
+         /^[0-9]+ kernels, [0-9]+ shapes, [0-9]+ schedules$/ {kernels = $0}
+         END {if (n) printf "  (%d tests)", n; if (kernels) printf "  (%s)", kernels}' "$1"
 }
 
 began=$SECONDS

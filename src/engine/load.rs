@@ -136,6 +136,19 @@ fn num_kv_blocks(shared: &Shared, block_bytes: usize, of_device: Option<u64>) ->
     let of_host = || default_kv_bytes(os::memory_limit());
     let budget = options.kv_cache_memory_bytes.or(of_device).unwrap_or_else(of_host);
     let blocks = (budget / block_bytes as u64) as usize;
+    if blocks == 0 && options.kv_cache_memory_bytes.is_none() && of_device.is_some() {
+        let utilization = options.gpu_memory_utilization;
+        let message = format!(
+            "gpu_memory_utilization: {utilization} of the memory that was free leaves {budget} \
+             bytes beside weights and activations, and a KV block of {} tokens takes {block_bytes}",
+            options.block_size
+        );
+        let error = Error::new(ErrorKind::DeviceMemory, message);
+        return Err(error
+            .with("field", "gpu_memory_utilization")
+            .with("limit", block_bytes)
+            .with("value", utilization));
+    }
     if blocks == 0 {
         let message = format!(
             "kv_cache_memory_bytes: {budget} bytes hold no KV block; one of {} tokens takes \

@@ -1,6 +1,7 @@
 """What the engine does on a GPU: engine.py TASK full|dry; the last line is a JSON object.
 
 golden      greedy tokens of every architecture in float32 against Hugging Face transformers
+bfloat16    logprobs on tensor cores against the CPU's, prompts in pieces beside tokens drawn
 first       loads the 8B shape with dummy weights and makes one token
 decode      milliseconds a step at a context of 1k, by batch size, and the share of the limit
 prefill     prompts of 1k and 8k, as a share of 790 TFLOP/s
@@ -243,10 +244,9 @@ def golden():
     """Tokens equal; in float32 the margins are wide enough for any order of sums."""
     folder = os.path.join(ROOT, "tests", "golden")
     out = {}
-    names = ["llama3", "qwen3"] if DRY else sorted(os.listdir(folder))
-    for name in names:
+    for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name, "golden.json")
-        if not os.path.exists(path):
+        if not os.path.exists(os.path.join(folder, name, "config.json")):
             continue
         with open(path, encoding="utf-8") as f:
             want = json.load(f)
@@ -270,7 +270,48 @@ def golden():
     return out
 
 
-TASKS = {f.__name__: f for f in (golden, first, decode, prefill, saturation, mix, page)}
+def scores(folder, device):
+    """Logprobs of some prompts' tokens, and of the greedy tokens after them, by request."""
+    made = Engine(
+        folder, extra={"device": device}, dtype="bfloat16", load_format="dummy",
+        skip_tokenizer=True, kv_cache_memory_bytes=16 << 20, max_model_len=512,
+        max_num_batched_tokens=48, max_num_seqs=8)
+    ids = [[(37 * j + 11 * i) % 400 + 3 for j in range(n)] for i, n in
+           enumerate((5, 150, 33, 70, 20, 90))]
+    streams = [made.generate(p, max_tokens=16, temperature=0, ignore_eos=True, prompt_logprobs=0,
+                             logprobs=0) for p in ids]
+    out = []
+    for stream in streams:
+        prompt, tokens = [], []
+        for delta in stream:
+            (prompt if delta.is_prompt else tokens).extend(p[0] for p in delta.logprobs)
+        out.append((prompt, tokens))
+    made.close()
+    return out
+
+
+def bfloat16():
+    """Sums run in another order than the CPU's; greedy tokens are compared as long as both choose
+    the same."""
+    out = {}
+    for heads in (64, 128, 256):
+        folder = tempfile.mkdtemp(prefix="vrust-gpu-")
+        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
+            json.dump({**LLAMA, **SMALL, "head_dim": heads, "num_attention_heads": 4}, f)
+        largest, count = 0.0, 0
+        for ours, cpus in zip(scores(folder, "cuda:0"), scores(folder, "cpu")):
+            for part, (mine, theirs) in enumerate(zip(ours, cpus)):
+                for a, b in zip(mine, theirs):
+                    if part == 1 and a.token_id != b.token_id:
+                        break
+                    largest, count = max(largest, abs(a.logprob - b.logprob)), count + 1
+        if count < 362 or not largest < 0.05:
+            raise SystemExit(f"heads of {heads}: {count} places, off by {largest}")
+        out[f"heads of {heads}"] = f"{count} places, off by {largest:.1e} at most"
+    return out
+
+
+TASKS = {f.__name__: f for f in (golden, bfloat16, first, decode, prefill, saturation, mix, page)}
 
 if __name__ == "__main__":
     print(json.dumps(TASKS[sys.argv[1]]()))

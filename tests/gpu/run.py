@@ -212,6 +212,7 @@ def main():
         ("device", run.device),
         ("conformance", run.conformance),
         ("golden", lambda: run.python("engine.py", "golden", 90)),
+        ("bfloat16", lambda: run.python("engine.py", "bfloat16", 60)),
         ("kernels", run.kernels),
         ("start", run.start),
         ("decode", lambda: run.python("engine.py", "decode", 90)),

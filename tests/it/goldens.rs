@@ -1,14 +1,17 @@
 //! Every golden case: tokens and logprobs are those of Hugging Face transformers.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use serde_json::json;
 use vrust::backend::ComputeType;
 use vrust::config::{LoadFormat, ModelDType};
 use vrust::error::{Error, ErrorKind};
 use vrust::model::{self, LoadOptions, ModelConfig};
 
 use crate::support::backends::{MakeBackend, for_each_cpu_path, reference};
+use crate::support::folder::{TempDir, set_fields};
 use crate::support::golden::{Golden, Place, Prompt, folder};
 use crate::support::runner::{Runner, argmax, log_softmax};
 
@@ -20,7 +23,7 @@ const MEAN_TOLERANCE_BF16: f64 = 0.03;
 /// Most that logprobs may differ from transformers' bfloat16, on average, in the gentle cases.
 const MEAN_TOLERANCE_GENTLE: f64 = 0.02;
 
-const CASES: &[&str] = &[
+pub(crate) const CASES: &[&str] = &[
     "gpt2",
     "gpt2-base",
     "llama-bf16-gentle",
@@ -42,6 +45,26 @@ const CHUNKED: &[&str] = &["gpt2", "llama3", "mistral", "qwen2-window", "qwen3-b
 
 /// Cases in bfloat16 whose weights do not magnify rounding.
 const GENTLE: &[&str] = &["qwen3-bf16-gentle", "llama-bf16-gentle"];
+
+/// No folder of tests/golden is forgotten, and no architecture that can be loaded.
+#[test]
+fn every_architecture_has_a_case() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folders = std::fs::read_dir(golden).unwrap().map(|entry| entry.unwrap());
+    let folders = folders.filter(|folder| folder.path().join("config.json").exists());
+    let mut found: Vec<_> =
+        folders.map(|folder| folder.file_name().into_string().unwrap()).collect();
+    found.sort();
+    assert_eq!(found, CASES);
+
+    let dir = TempDir::copy_of(&folder("llama3"));
+    set_fields(&dir.join("config.json"), &json!({"architectures": ["NobodyForCausalLM"]}));
+    let error = ModelConfig::from_dir(dir.path()).unwrap_err();
+    let known: BTreeSet<_> =
+        error.detail()["limit"].as_array().unwrap().iter().map(|x| x.as_str().unwrap()).collect();
+    let tried: Vec<_> = CASES.iter().map(|case| config_of(&folder(case)).architecture).collect();
+    assert_eq!(known, tried.iter().map(String::as_str).collect());
+}
 
 #[test]
 fn reference_agrees_with_transformers() {

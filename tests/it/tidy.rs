@@ -153,6 +153,37 @@ fn unsafe_and_exports_stay_in_their_rooms() {
     report(&problems);
 }
 
+/// A device and the emulation run the same text: the preprocessor decides nothing in a kernel but
+/// whether a header was read before, and nothing asks what it runs on.
+#[test]
+fn kernels_have_no_conditional_for_the_emulation() {
+    let mut files = Vec::new();
+    walk(&root().join("kernels"), &mut files);
+    files.retain(|f| f.extension().is_some_and(|e| e == "cu" || e == "cuh"));
+    assert!(files.len() > 10, "the kernels");
+    let mut problems = Vec::new();
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let guard = name.replace('.', "_").to_uppercase();
+        for (number, line) in text.lines().enumerate() {
+            let mut words = line.split_whitespace();
+            let directive = words.next().unwrap_or("").to_owned();
+            let directive = match directive.as_str() {
+                "#" => format!("#{}", words.next().unwrap_or("")),
+                _ => directive,
+            };
+            let is_guard = line == format!("#ifndef VRUST_{guard}");
+            let decides = directive.starts_with("#if") || directive.starts_with("#el");
+            let code = line.split("//").next().unwrap_or("").to_lowercase();
+            if decides && !is_guard || code.contains("emu") || code.contains("__cuda_arch") {
+                problems.push(format!("{}:{}: {line}", path.display(), number + 1));
+            }
+        }
+    }
+    report(&problems);
+}
+
 #[test]
 fn the_repository_speaks_of_itself_alone() {
     // Spelled in halves, so that this list does not find itself.

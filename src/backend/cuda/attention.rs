@@ -1,6 +1,5 @@
 //! Launches of what reads and writes the KV cache.
 
-use super::boxes::layer_boxes;
 use super::driver::{DevicePtr, Grid};
 use super::kernels::{
     PREFILL_SM90_BLOCK, decode_block, decode_shared, prefill_block, prefill_shared,
@@ -164,7 +163,7 @@ impl Launcher<'_> {
         }
         let args = AttentionArgs { work: self.word(self.layout.tiles()), ..args };
         if let Some(kernels) = &tensor.prefill_attention_sm90 {
-            let map = layer_boxes(self.backend.kv_pool(), layer, heads)?;
+            let map = self.backend.kv_pool().boxes[layer];
             let shared = prefill_sm90_shared(heads.head_dim);
             let grid = Grid { shared, ..Grid::new(tiles, heads.num_heads, PREFILL_SM90_BLOCK) };
             // SAFETY: as below; the map is of the layer's part of the pool.

@@ -1,5 +1,5 @@
 //! The KV pool as Hopper's copy engine sees it: a tensor for each attention layer, of which a
-//! kernel copies boxes.
+//! kernel copies boxes. Addresses and strides never change, so that each is made once.
 
 use std::ffi::c_void;
 
@@ -8,12 +8,25 @@ use cudarc::driver::sys;
 use super::driver::check;
 use super::kernels::positions_of_tile;
 use super::kv::KvPool;
-use crate::backend::Heads;
+use super::work::head_dim_index;
+use crate::backend::{KvGroup, KvSpec};
 use crate::error::Result;
+
+/// By attention layer. Layers of other head sizes than the kernels', whose map nobody reads, have
+/// an empty one.
+pub(super) fn all_boxes(kv: &KvPool, spec: &KvSpec) -> Result<Vec<sys::CUtensorMap>> {
+    let mut all = vec![sys::CUtensorMap { opaque: [0; 16] }; kv.layers.len()];
+    for group in spec.groups.iter().filter(|group| head_dim_index(group.head_dim).is_some()) {
+        for &layer in &group.layers {
+            all[layer] = layer_boxes(kv, layer, group)?;
+        }
+    }
+    Ok(all)
+}
 
 /// The layer's keys and values, `[blocks, 2 kv_heads * block_size, head_dim]` of bf16, in boxes of
 /// one panel's width and as many positions as lie in one block and one tile, whatever the tile.
-pub(super) fn layer_boxes(kv: &KvPool, layer: usize, heads: Heads) -> Result<sys::CUtensorMap> {
+fn layer_boxes(kv: &KvPool, layer: usize, heads: &KvGroup) -> Result<sys::CUtensorMap> {
     let place = kv.layers[layer];
     let row = heads.head_dim * size_of::<u16>();
     let base = kv.memory + (place.k_offset * size_of::<u16>()) as u64;

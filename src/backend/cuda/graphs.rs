@@ -12,6 +12,8 @@ struct Entry {
     /// What was described when the size was seen last.
     ops: Vec<Op>,
     graph: Option<Graph>,
+    /// There was no memory for a graph of it.
+    is_refused: bool,
 }
 
 /// What to do with a step.
@@ -43,8 +45,11 @@ impl Graphs {
 
     /// What to do with a step of this size that is described by `ops`.
     pub(super) fn plan(&mut self, size: usize, ops: &[Op]) -> Plan<'_> {
-        let entry =
-            self.entries.entry(size).or_insert_with(|| Entry { ops: Vec::new(), graph: None });
+        let entry = self.entries.entry(size).or_insert_with(|| Entry {
+            ops: Vec::new(),
+            graph: None,
+            is_refused: false,
+        });
         if entry.ops != ops {
             // Another description: what was captured is not what is asked for.
             entry.graph = None;
@@ -54,7 +59,15 @@ impl Graphs {
         }
         match &entry.graph {
             Some(graph) => Plan::Replay(graph),
+            None if entry.is_refused => Plan::Launch,
             None => Plan::Capture,
+        }
+    }
+
+    /// Notes that steps of this size are not captured again.
+    pub(super) fn refuse(&mut self, size: usize) {
+        if let Some(entry) = self.entries.get_mut(&size) {
+            entry.is_refused = true;
         }
     }
 

@@ -1,6 +1,8 @@
 //! The KV pool: where layers' keys and values lie within a block. kernels/README.md has the
 //! layout: a block holds all layers, so that it moves in one copy.
 
+use cudarc::driver::sys;
+
 use super::driver::DevicePtr;
 use crate::backend::{ComputeType, KvSpec};
 use crate::error::{Error, ErrorKind, Result};
@@ -25,6 +27,8 @@ pub(super) struct KvPool {
     pub(super) block_size: usize,
     pub(super) num_blocks: usize,
     pub(super) num_groups: usize,
+    /// By attention layer: the tensor that Hopper's copy engine sees; none where it copies nothing.
+    pub(super) boxes: Vec<sys::CUtensorMap>,
 }
 
 impl KvPool {
@@ -66,6 +70,7 @@ impl KvPool {
             block_size: spec.block_size,
             num_blocks,
             num_groups: spec.groups.len(),
+            boxes: Vec::new(),
         })
     }
 

@@ -89,12 +89,15 @@ pub(super) fn aligned(bytes: usize) -> Option<usize> {
 }
 
 fn out_of_memory(context: &Context, bytes: usize, what: &str) -> Error {
-    let free = match context.memory() {
-        Ok((free, total)) => format!("{free} of the device's {total} bytes are free"),
-        Err(e) => e.to_string(),
-    };
-    let message = format!("out of device memory: {what} takes {bytes} bytes; {free}");
-    Error::new(ErrorKind::DeviceMemory, message).with("value", bytes)
+    let takes = format!("out of device memory: {what} takes {bytes} bytes");
+    let error = |message| Error::new(ErrorKind::DeviceMemory, message).with("value", bytes);
+    match context.memory() {
+        Ok((free, total)) => {
+            error(format!("{takes}; {free} of the device's {total} bytes are free"))
+                .with("limit", free)
+        }
+        Err(e) => error(format!("{takes}; {e}")),
+    }
 }
 
 /// A size that no address space holds.

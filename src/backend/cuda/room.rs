@@ -1,5 +1,6 @@
 //! How much memory steps and the KV pool get.
 
+use super::boxes::all_boxes;
 use super::draws::{DrawLimits, Draws};
 use super::driver::Pinned;
 use super::graphs::Graphs;
@@ -10,6 +11,9 @@ use super::work::Room;
 use super::{CudaBackend, StepMemory, gemm, memory, product};
 use crate::backend::{Backend, ComputeType, KvSpec, StepLimits};
 use crate::error::Result;
+
+/// Most rows that tokens are drawn from at once: the head's weights are read once for so many.
+const DRAWN_ROWS: usize = 256;
 
 impl CudaBackend {
     /// Bytes left for the KV pool.
@@ -67,9 +71,15 @@ impl CudaBackend {
         });
         let pool = self.kv_block_bytes(kv).checked_mul(num_blocks);
         let pool = pool.ok_or_else(|| memory::too_large("kv_cache_memory_bytes"))?;
-        let pool = self.arena.take(&self.context, pool, "the KV cache");
-        let pool = pool.map_err(|e| e.with("field", "kv_cache_memory_bytes"))?;
-        self.kv = Some(KvPool::new(kv, self.compute(), num_blocks, pool)?);
+        let pool = self.arena.take(&self.context, pool, "the KV cache").map_err(|e| {
+            e.context("kv_cache_memory_bytes").with("field", "kv_cache_memory_bytes")
+        })?;
+        let mut pool = KvPool::new(kv, self.compute(), num_blocks, pool)?;
+        let tensor = self.kernels.tensor.as_ref();
+        if tensor.is_some_and(|t| t.prefill_attention_sm90.is_some()) && self.plans_attention() {
+            pool.boxes = all_boxes(&pool, kv)?;
+        }
+        self.kv = Some(pool);
         self.limits = Some(limits);
         Ok(())
     }
@@ -94,6 +104,11 @@ impl CudaBackend {
     fn largest_layout(&self, limits: &StepLimits, groups: usize) -> Layout {
         let rows = gemm::padded_rows(limits.max_tokens);
         self.layout(limits, groups, (rows, Graphs::batch_size(limits.max_seqs)))
+    }
+
+    /// Rows that tokens are drawn from at once. Their logits stay on the device.
+    pub(super) fn drawn_rows(&self, limits: &StepLimits) -> usize {
+        limits.max_logits_rows.max(limits.max_seqs.min(limits.max_tokens).min(DRAWN_ROWS))
     }
 
     /// Every row of a step may be asked for: a prompt's tokens are scored one by one.
@@ -125,7 +140,7 @@ impl CudaBackend {
     /// `StepMemory` in order, the two of draws last.
     fn step_bytes(&self, limits: &StepLimits, groups: usize) -> Option<Vec<usize>> {
         let rows = gemm::padded_rows(limits.max_tokens);
-        let logits_rows = gemm::padded_rows(limits.max_logits_rows);
+        let logits_rows = gemm::padded_rows(self.drawn_rows(limits));
         let matrix = |rows: usize, width: usize, element: usize| {
             rows.checked_mul(width)?.checked_mul(element).and_then(memory::aligned)
         };

@@ -9,7 +9,7 @@ use super::linear::Linear;
 use super::op::Op;
 use super::product::product_size;
 use crate::backend::{LinearId, StepInput};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::ids::BlockId;
 
 impl CudaBackend {
@@ -105,12 +105,24 @@ impl CudaBackend {
         match self.graphs.plan(size, ops) {
             Plan::Replay(graph) => self.stream.launch_graph(graph),
             Plan::Launch => self.launch(ops),
-            Plan::Capture => {
-                let graph = self.stream.capture(|| self.launch(ops))?;
+            Plan::Capture => self.capture(size, ops),
+        }
+    }
+
+    /// Captures a step of this size and runs it; without the graph where there is no memory for it.
+    fn capture(&mut self, size: usize, ops: &[Op]) -> Result<()> {
+        match self.stream.capture(|| self.launch(ops)) {
+            Ok(graph) => {
                 self.stream.launch_graph(&graph)?;
                 self.graphs.insert(size, graph);
                 Ok(())
             }
+            Err(e) if e.kind() == ErrorKind::DeviceMemory => {
+                tracing::warn!("decode steps of {size} rows run without a graph: {e}");
+                self.graphs.refuse(size);
+                self.launch(ops)
+            }
+            Err(e) => Err(e),
         }
     }
 

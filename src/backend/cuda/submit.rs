@@ -33,9 +33,10 @@ impl CudaBackend {
         self.counters.logits_rows += rows.len() as u64;
         self.run()?;
         // The logits of one slice make room for the next one's: the stream keeps the order.
-        for (slice, rules) in rules.chunks(limits.max_logits_rows).enumerate() {
+        let most = self.drawn_rows(&limits);
+        for (slice, rules) in rules.chunks(most).enumerate() {
             self.prepare_head(head, rules.len())?;
-            let first = slice * limits.max_logits_rows;
+            let first = slice * most;
             Launcher::new(self, self.step.layout).draw(&linear, x, &planned, first, rules)?;
         }
         let memory = self.memory.as_mut().expect("draws were planned in it");

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -88,7 +89,10 @@ struct Options {
 // What is alive or was done, by name.
 struct Counts {
   uint64_t launches = 0, allocs = 0;
+  // Calls that make the host wait; copies to and from it; graphs run; tensor maps made.
+  uint64_t waits = 0, copies_in = 0, copies_out = 0, replays = 0, maps = 0;
   std::map<std::string, uint64_t> by_kernel;
+  std::set<std::thread::id> threads;  // that gave the device work
 };
 
 struct State {

@@ -239,6 +239,7 @@ EXPORT Result cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 EXPORT Result cuCtxSynchronize() {
   ENTER_CONTEXT();
   if (spoils_capture()) return kCaptureUnsupported;
+  state().counts.waits++;
   if (strikes(Fault::kSync)) return kUnknown;
   drain();
   return state().lost ? kLaunchFailed : kSuccess;

@@ -49,6 +49,12 @@ uint64_t alive(const std::string& what) {
   if (what == "modules") return s.modules.size();
   if (what == "launches") return s.counts.launches;
   if (what == "allocs") return s.counts.allocs;
+  if (what == "waits") return s.counts.waits;
+  if (what == "copies_in") return s.counts.copies_in;
+  if (what == "copies_out") return s.counts.copies_out;
+  if (what == "replays") return s.counts.replays;
+  if (what == "maps") return s.counts.maps;
+  if (what == "threads") return s.counts.threads.size();
   if (what.rfind("kernel:", 0) == 0) {
     auto found = s.counts.by_kernel.find(what.substr(7));
     return found == s.counts.by_kernel.end() ? 0 : found->second;

@@ -50,6 +50,7 @@ Result release(Pointer p) {
   auto found = s.allocations.find(p);
   if (found == s.allocations.end()) return kInvalidValue;
   if (spoils_capture()) return kCaptureUnsupported;
+  s.counts.waits++;
   drain();
   size_t pages = pages_of(found->second);
   char* start = reinterpret_cast<char*>(p);
@@ -183,6 +184,7 @@ EXPORT Result cuMemsetD32_v2(Pointer p, unsigned v, size_t n) {
 EXPORT Result cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void* stream) {
   ENTER_CONTEXT();
   if (bytes == 0) return kSuccess;
+  state().counts.copies_in++;
   if (!in_device(to, bytes)) return kInvalidValue;
   Stream* s = stream_of(stream);
   if (!s) return kInvalidHandle;
@@ -194,12 +196,16 @@ EXPORT Result cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, v
 EXPORT Result cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void* stream) {
   ENTER_CONTEXT();
   if (bytes == 0) return kSuccess;
+  state().counts.copies_out++;
   if (!in_device(from, bytes)) return kInvalidValue;
   Stream* s = stream_of(stream);
   if (!s) return kInvalidHandle;
   Result result = copy(to, address(from), bytes, stream);
   // Memory that is not pinned: the driver waits.
-  if (result == kSuccess && !s->capture && !is_pinned(to, bytes)) drain();
+  if (result == kSuccess && !s->capture && !is_pinned(to, bytes)) {
+    state().counts.waits++;
+    drain();
+  }
   return state().lost ? kLaunchFailed : result;
 }
 EXPORT Result cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void* stream) {
@@ -220,6 +226,8 @@ EXPORT Result cuMemcpyHtoD_v2(Pointer to, const void* from, size_t bytes) {
   if (!in_device(to, bytes)) return kInvalidValue;
   if (spoils_capture()) return kCaptureUnsupported;
   if (strikes(Fault::kCopy)) return kUnknown;
+  state().counts.copies_in++;
+  state().counts.waits++;
   drain();
   std::memcpy(address(to), from, bytes);
   return state().lost ? kLaunchFailed : kSuccess;
@@ -230,6 +238,8 @@ EXPORT Result cuMemcpyDtoH_v2(void* to, Pointer from, size_t bytes) {
   if (!in_device(from, bytes)) return kInvalidValue;
   if (spoils_capture()) return kCaptureUnsupported;
   if (strikes(Fault::kCopy)) return kUnknown;
+  state().counts.copies_out++;
+  state().counts.waits++;
   drain();
   std::memcpy(to, address(from), bytes);
   return state().lost ? kLaunchFailed : kSuccess;

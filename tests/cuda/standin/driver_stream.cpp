@@ -52,6 +52,7 @@ Result standin::enqueue(void* handle, Operation operation) {
   State& s = state();
   Stream* stream = stream_of(handle);
   if (!stream) return kInvalidHandle;
+  s.counts.threads.insert(std::this_thread::get_id());
   if (stream->capture) {
     stream->capture->operations.push_back(std::move(operation));
     return kSuccess;
@@ -101,6 +102,7 @@ EXPORT Result cuStreamSynchronize(void* stream) {
     s->capture->invalid = true;
     return kCaptureUnsupported;
   }
+  state().counts.waits++;
   if (strikes(Fault::kSync)) return kUnknown;
   drain();
   return state().lost ? kLaunchFailed : kSuccess;
@@ -159,6 +161,7 @@ EXPORT Result cuEventSynchronize(void* event) {
   ENTER_CONTEXT();
   Event* e = static_cast<Event*>(event);
   if (!state().events.count(e)) return kInvalidHandle;
+  state().counts.waits++;
   if (strikes(Fault::kSync)) return kUnknown;
   // What was added after the event stays: nobody has waited for it.
   State& s = state();
@@ -268,6 +271,7 @@ EXPORT Result cuGraphLaunch(void* graph, void* stream) {
     state().lost = true;
     return kLaunchFailed;
   }
+  state().counts.replays++;
   for (Operation& operation : g->operations) {
     Result result = enqueue(stream, operation);
     if (result != kSuccess) return result;

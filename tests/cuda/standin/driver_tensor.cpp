@@ -45,6 +45,7 @@ EXPORT Result cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* a
   if (row % 16 || (made.span != 0 && row > made.span)) return kInvalidValue;
   const size_t extent = (dims[2] - 1) * strides[1] + (dims[1] - 1) * strides[0] + dims[0] * element;
   if (!in_device(base, extent)) return kInvalidValue;
+  state().counts.maps++;
   std::memset(map, 0, 128);
   std::memcpy(map, &made, sizeof made);
   return kSuccess;

@@ -1,5 +1,7 @@
 // A libnvrtc that compiles nothing: its cubin names the architecture and the kernels of the source,
 // which the stand-in driver runs from its own. A source with `#error` fails, with a log.
+#include <atomic>
+#include <cstdint>
 #include <cstring>
 #include <map>
 #include <regex>
@@ -117,7 +119,11 @@ EXPORT int nvrtcDestroyProgram(void** program) {
   *program = nullptr;
   return kSuccess;
 }
+// Programs compiled so far, for tests.
+std::atomic<uint64_t> compiled;
+EXPORT uint64_t vrust_emu_compiled() { return compiled; }
 EXPORT int nvrtcCompileProgram(void* program, int count, const char* const* options) {
+  compiled++;
   Program* p = static_cast<Program*>(program);
   if (!p) return kInvalidProgram;
   std::string arch;

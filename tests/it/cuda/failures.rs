@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use vrust::config::{EngineOptions, ModelDType};
 use vrust::engine::{Engine, EngineState, EventKind, Polled};
-use vrust::error::ErrorKind;
+use vrust::error::{Error, ErrorKind};
 
-use super::stand_in::{assert_nothing_left, count, fail, on_cuda, on_stand_in};
+use super::stand_in::{assert_nothing_left, count, fail, on_cuda, on_stand_in, wide};
 use crate::engine_support::{Consumer, greedy, options, ready, run_one};
 
 const PROMPT: &[u32] = &[5, 9, 14, 33, 71];
@@ -60,8 +61,77 @@ fn a_model_larger_than_the_device_says_how_much_is_missing() {
     });
 }
 
+/// What is too large for the device, or leaves nothing: field, limit and value.
+#[test]
+fn a_kv_cache_of_a_bad_size_is_an_error_that_names_field_limit_and_value() {
+    let test =
+        "cuda::failures::a_kv_cache_of_a_bad_size_is_an_error_that_names_field_limit_and_value";
+    on_stand_in(test, &[("VRUST_EMU_MEMORY", "60000000")], || {
+        let refused = |change: &dyn Fn(&mut EngineOptions)| {
+            let mut options = on_cuda(options("llama3"));
+            options.num_kv_blocks = None;
+            options.max_num_batched_tokens = 256;
+            options.max_num_seqs = 64;
+            change(&mut options);
+            let engine = Engine::create(options);
+            let error = match engine {
+                Ok(engine) => engine.wait_ready(None).unwrap_err(),
+                Err(error) => error,
+            };
+            assert_nothing_left("after an engine that was refused");
+            error
+        };
+        let says = |error: &Error, field: &str, value: &str| {
+            assert_eq!(error.detail()["field"], field, "{error}");
+            assert!(error.detail().contains_key("limit"), "{error}");
+            assert!(error.detail().contains_key("value"), "{error}");
+            for word in [field, value] {
+                assert!(error.message().contains(word), "{error} does not say {word}");
+            }
+            println!("{error}");
+        };
+        let error = refused(&|o| {
+            o.max_num_seqs = 1 << 12;
+            o.kv_cache_memory_bytes = Some(1 << 40);
+        });
+        assert_eq!(error.kind(), ErrorKind::DeviceMemory, "{error}");
+        says(&error, "kv_cache_memory_bytes", "60000000 bytes are free");
+        let error = refused(&|o| o.kv_cache_memory_bytes = Some(1000));
+        says(&error, "kv_cache_memory_bytes", "1000");
+        let error = refused(&|o| o.gpu_memory_utilization = 0.001);
+        assert_eq!(error.kind(), ErrorKind::DeviceMemory, "{error}");
+        says(&error, "gpu_memory_utilization", "0.001");
+        for bad in [0.0, -0.5, 1.01, f64::NAN] {
+            let error = refused(&|o| o.gpu_memory_utilization = bad);
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+            assert_eq!(error.detail()["field"], "gpu_memory_utilization");
+            assert!(error.message().contains(&bad.to_string()), "{error}");
+            assert!(error.message().contains("at most 1"), "{error}");
+        }
+        run_one(&ready(on_cuda(options("llama3"))), greedy(PROMPT, 5));
+    });
+}
+
+/// Graphs are made while the engine serves: without memory for one it goes on without it.
+#[test]
+fn no_memory_for_a_graph_is_no_error() {
+    on_stand_in("cuda::failures::no_memory_for_a_graph_is_no_error", &[], || {
+        let tokens = |engine: &Engine| run_one(engine, greedy(PROMPT, 30)).only().tokens.clone();
+        let expected = tokens(&ready(options("llama3")));
+        let engine = ready(on_cuda(options("llama3")));
+        fail("alloc", 1);
+        assert_eq!(tokens(&engine), expected);
+        assert_eq!(count("graphs"), 0, "the only allocation of a step is the graph's");
+        fail("alloc", 0);
+        assert_eq!(tokens(&engine), expected);
+        assert_eq!(count("graphs"), 0, "nobody asks again");
+        drop(engine);
+        assert_nothing_left("after the engine");
+    });
+}
+
 /// What fails, and which call of its kind.
-const FAULTS: [(&str, u64); 7] = [
+const FAULTS: [(&str, u64); 10] = [
     ("launch", 1),
     ("launch", 25),
     ("copy", 2),
@@ -69,6 +139,9 @@ const FAULTS: [(&str, u64); 7] = [
     ("sync", 3),
     ("lost", 40),
     ("lost", 130),
+    ("bfloat16 launch", 9),
+    ("bfloat16 copy", 5),
+    ("bfloat16 lost", 70),
 ];
 
 /// A launch, a copy or a wait that fails, a device that is lost: at several places of a step.
@@ -76,8 +149,15 @@ const FAULTS: [(&str, u64); 7] = [
 fn a_failing_step_fails_its_engine_alone() {
     on_stand_in("cuda::failures::a_failing_step_fails_its_engine_alone", &[], || {
         let cpu = ready(options("llama3"));
+        let (_dir, bf16) = wide(ModelDType::BFloat16);
         for (what, nth) in FAULTS {
-            let engine = ready(on_cuda(options("llama3")));
+            let (options_of, what) = match what.strip_prefix("bfloat16 ") {
+                Some(what) => (bf16.clone(), what),
+                None => (options("llama3"), what),
+            };
+            // Once, so that cuBLASLt's algorithms are known.
+            run_one(&ready(on_cuda(options_of.clone())), greedy(PROMPT, 5));
+            let engine = ready(on_cuda(options_of));
             fail(what, nth);
             check_failing(&engine, &format!("{what} {nth}"));
             if what != "lost" {
@@ -137,6 +217,7 @@ fn check_failing(engine: &Engine, told: &str) {
     assert_eq!(engine.state(), EngineState::Failed, "{told}");
     let error = engine.wait_ready(None).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Device, "{told}: {error}");
-    assert!(error.message().contains("the CUDA driver's cu"), "{told}: {error}");
+    let called = ["the CUDA driver's cu", "cublasLtMatmul"];
+    assert!(called.iter().any(|call| error.message().contains(call)), "{told}: {error}");
     println!("{told}: {error}");
 }

@@ -8,12 +8,13 @@ use vrust::config::{BackendKind, LoadFormat, ModelDType};
 use vrust::ids::TokenId;
 use vrust::model::LoadOptions;
 
-use super::stand_in::{Report, is_child, on_cuda, on_stand_in};
+use super::stand_in::{Report, count, is_child, on_cuda, on_stand_in, wide};
 use crate::engine_goldens::{CASES, check_all};
 use crate::engine_support::{Outcome, fixture, greedy, options, ready, run};
-use crate::goldens::{check_bf16, check_chunked, check_float32, config_of};
+use crate::goldens::{check_bf16, check_chunked, check_float32, config_of, forced};
 use crate::support::backends::reference;
 use crate::support::folder::{TempDir, set_fields};
+use crate::support::golden::Golden;
 use crate::support::runner::{Runner, log_softmax};
 
 /// Most that logprobs may differ from the reference in bfloat16: on average, and at one place.
@@ -55,6 +56,90 @@ fn cuda_is_the_same_chunked_and_whole() {
 fn cuda_in_bf16_rounds_no_more_than_transformers() {
     on_stand_in("cuda::goldens::cuda_in_bf16_rounds_no_more_than_transformers", &[], || {
         check_bf16("cuda", &cuda);
+    });
+}
+
+/// Most that the mean distance from float32 may be beyond the reference's, in bfloat16.
+const FACTOR: f64 = 1.1;
+
+/// Every case in bfloat16, along the golden's own tokens: no farther from transformers' float32
+/// than the reference in bfloat16 is.
+#[test]
+fn cuda_in_bf16_is_as_near_to_float32_as_the_reference() {
+    let test = "cuda::goldens::cuda_in_bf16_is_as_near_to_float32_as_the_reference";
+    on_stand_in(test, &[], || {
+        for case in crate::goldens::CASES {
+            let golden = Golden::read(&fixture(case));
+            let config = config_of(&fixture(case));
+            let mean = |backend: &mut dyn Backend| {
+                let mut runner = Runner::load(&fixture(case), &config, backend).unwrap();
+                let (mut sum, mut count) = (0.0, 0.0);
+                for prompt in &golden.prompts {
+                    let logits = forced(&mut runner, prompt);
+                    let first = prompt.prompt().len() - 1;
+                    for (place, logits) in prompt.steps.iter().zip(&logits[first..]) {
+                        let own = log_softmax(logits)[place.id as usize];
+                        (sum, count) = (sum + (own - place.logprob).abs(), count + 1.0);
+                    }
+                }
+                assert!(count > 80.0, "{case} has places");
+                sum / count
+            };
+            let expected = mean(&mut *reference(ComputeType::Bf16));
+            let got = mean(&mut *cuda(ComputeType::Bf16));
+            println!("{case}: from float32 {got:.4}, the reference {expected:.4}");
+            assert!(got <= FACTOR * expected && got < 0.1, "{case}: {got}, {expected}");
+        }
+    });
+}
+
+/// Steps of many sequences, some of which decode while others' prompts are computed in pieces, and
+/// graphs of decode steps, on tensor cores: tokens and logprobs of the reference in bfloat16, as
+/// far as two tokens are not as likely.
+#[test]
+fn mixed_steps_on_tensor_cores_agree_with_the_reference() {
+    let test = "cuda::goldens::mixed_steps_on_tensor_cores_agree_with_the_reference";
+    on_stand_in(test, &[("VRUST_EMU_SEED", "11")], || {
+        let (_dir, mut options) = wide(ModelDType::BFloat16);
+        options.max_num_batched_tokens = 48;
+        let requests = || {
+            let request = |(i, length): (u32, u32)| {
+                let prompt: Vec<u32> = (0..length).map(|j| (j * 37 + i * 11) % 370).collect();
+                let mut request = greedy(&prompt, 24);
+                request.params.logprobs = Some(5);
+                request.params.prompt_logprobs = (i % 2 == 0).then_some(1);
+                request
+            };
+            (0..).zip([5, 150, 33, 70, 20, 1, 90]).map(request).collect()
+        };
+        let mut slow = options.clone();
+        slow.backend = BackendKind::Reference;
+        let expected = run(&ready(slow), requests());
+        let got = run(&ready(on_cuda(options)), requests());
+        let (mut compared, mut largest) = (0, 0.0_f32);
+        for (i, (expected, got)) in expected.iter().zip(&got).enumerate() {
+            let prompts = expected.prompt_logprobs.iter().zip(&got.prompt_logprobs);
+            let chosen = expected.only().logprobs.iter().zip(&got.only().logprobs);
+            for (expected, got) in prompts.chain(chosen) {
+                let (Some(e), Some(g)) = (expected.chosen, got.chosen) else { continue };
+                let same = expected.top.iter().find(|top| top.token_id == g.token_id);
+                let same = if e.token_id == g.token_id { Some(&e) } else { same };
+                let same = same.unwrap_or_else(|| panic!("request {i}: {g:?} is not likely"));
+                largest = largest.max((same.logprob - g.logprob).abs());
+                compared += 1;
+                if e.token_id != g.token_id {
+                    assert!(e.logprob - same.logprob < TOLERANCE as f32, "request {i}: {e:?}");
+                    break;
+                }
+            }
+        }
+        println!("{compared} places, largest difference {largest:.2e}");
+        assert!(compared > 300 && f64::from(largest) < 0.1 * TOLERANCE, "{compared} {largest}");
+        for kernel in ["decode_attention_64_bf16", "prefill_attention_sm90_64_bf16"] {
+            let launched = count(&format!("kernel:{kernel}"));
+            assert!(launched > 5, "{kernel}: {launched}");
+        }
+        assert!(count("replays") > 5, "graphs");
     });
 }
 

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use vrust::config::{Device, EngineOptions};
+use serde_json::json;
+use vrust::config::{Device, EngineOptions, LoadFormat, ModelDType};
 
-use crate::support::folder::TempDir;
+use crate::engine_support::{fixture, options};
+use crate::support::folder::{TempDir, set_fields};
 
 /// Says to a child which test it is.
 const CHILD: &str = "VRUST_TEST_ON_STAND_IN";
@@ -103,6 +105,17 @@ pub(super) fn on_cuda(mut options: EngineOptions) -> EngineOptions {
     options
 }
 
+/// A model with heads that the tensor cores' kernels exist for, and seeded weights.
+pub(super) fn wide(dtype: ModelDType) -> (TempDir, EngineOptions) {
+    let dir = TempDir::copy_of(&fixture("llama3"));
+    let fields = json!({"head_dim": 64, "max_position_embeddings": 512});
+    set_fields(&dir.join("config.json"), &fields);
+    let model = dir.path().to_owned();
+    let options =
+        EngineOptions { model, dtype, load_format: LoadFormat::Dummy, ..options("llama3") };
+    (dir, options)
+}
+
 /// What the driver counts: `allocations`, `graphs`, .. alive, `launches`, `allocs` so far.
 pub(super) fn count(what: &str) -> u64 {
     type Count = unsafe extern "C" fn(*const c_char) -> u64;
@@ -142,7 +155,18 @@ pub(super) fn cublaslt(name: &str, argument: i32) -> u64 {
     unsafe { call(argument) }
 }
 
-fn symbol(name: &CStr) -> *mut c_void {
+/// Programs that the stand-in for NVRTC has compiled.
+#[cfg(not(feature = "prebuilt-kernels"))]
+pub(super) fn nvrtc_compiled() -> u64 {
+    type Call = unsafe extern "C" fn() -> u64;
+    // SAFETY: the stand-in's function of this name has this type.
+    let call: Call =
+        unsafe { std::mem::transmute(symbol_of("libnvrtc.so.13", c"vrust_emu_compiled")) };
+    // SAFETY: as above.
+    unsafe { call() }
+}
+
+pub(super) fn symbol(name: &CStr) -> *mut c_void {
     symbol_of("libcuda.so.1", name)
 }
 

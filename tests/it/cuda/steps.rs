@@ -1,8 +1,13 @@
 //! What a step asks of the driver.
 
-use vrust::config::ModelDType;
+use std::time::Duration;
 
-use super::stand_in::{Report, assert_nothing_left, count, is_child, on_cuda, on_stand_in};
+use vrust::config::{EngineOptions, ModelDType};
+use vrust::engine::Engine;
+
+use super::stand_in::{
+    Report, assert_nothing_left, count, cublaslt, is_child, on_cuda, on_stand_in, wide,
+};
 use crate::engine_support::{Outcome, greedy, options, ready, run};
 
 const PROMPT: &[u32] = &[5, 9, 14, 33, 71];
@@ -11,6 +16,7 @@ fn tokens(outcomes: &[Outcome]) -> Vec<Vec<u32>> {
     outcomes.iter().map(|outcome| outcome.only().tokens.clone()).collect()
 }
 
+/// Nor does anyone but the engine's worker call the driver.
 #[test]
 fn a_step_allocates_nothing() {
     on_stand_in("cuda::steps::a_step_allocates_nothing", &[], || {
@@ -24,7 +30,80 @@ fn a_step_allocates_nothing() {
             assert!(count("launches") > launches, "the device was used");
             assert_eq!(held(), before, "{dtype:?}");
         }
+        let threads = count("threads");
+        assert!((1..=2).contains(&threads), "{threads} threads of two engines");
         assert_nothing_left("after the engines");
+    });
+}
+
+/// What a run asked of the driver, and its steps.
+fn asked(engine: &Engine) -> [u64; 9] {
+    let counted = || {
+        let page = engine.prometheus();
+        let steps = page.lines().find(|line| line.starts_with("vrust:steps_total"));
+        let steps = steps.and_then(|line| line.rsplit(' ').next()).unwrap();
+        let kinds = [
+            "waits",
+            "copies_in",
+            "copies_out",
+            "kernel:sample",
+            "replays",
+            "allocs",
+            "bytes",
+            "maps",
+        ];
+        let mut all = [steps.parse::<f64>().unwrap() as u64; 9];
+        all[1..].copy_from_slice(&kinds.map(count));
+        all
+    };
+    // The step after the last one that anybody needs may still run.
+    let mut now = counted();
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        let later = counted();
+        if now == later {
+            return now;
+        }
+        now = later;
+    }
+}
+
+/// In a step of many greedy sequences the host waits once, for the tokens of the step before; two
+/// copies go to the device, what was drawn comes back in one; all tokens are drawn at once.
+#[test]
+fn a_step_of_256_sequences_waits_once() {
+    on_stand_in("cuda::steps::a_step_of_256_sequences_waits_once", &[], || {
+        let (_dir, bf16) = wide(ModelDType::BFloat16);
+        let float32 = EngineOptions { dtype: ModelDType::Float32, ..options("llama3") };
+        for (options, maps) in [(float32, 0), (bf16, 2)] {
+            let mut options = on_cuda(options);
+            options.num_kv_blocks = Some(600);
+            options.max_num_seqs = 256;
+            options.debug.check_integrity = false;
+            let dtype = options.dtype;
+            let before = count("maps");
+            let engine = ready(options);
+            assert_eq!(count("maps") - before, maps, "one for each layer, when loading");
+            let requests = || (0..256).map(|i| greedy(&[5 + i, 9, 14], 12)).collect();
+            // Until a run has no size for which cuBLASLt must be asked.
+            for attempt in 1.. {
+                let (chosen, was) = (cublaslt("vrust_emu_heuristics", 0), asked(&engine));
+                run(&engine, requests());
+                let now = asked(&engine);
+                if cublaslt("vrust_emu_heuristics", 0) != chosen && attempt < 10 {
+                    continue;
+                }
+                let since: [u64; 9] = std::array::from_fn(|i| now[i] - was[i]);
+                let [steps, waits, copies_in, copies_out, drawn, replays, rest @ ..] = since;
+                println!("{dtype:?}: {steps} steps, {replays} of them graphs, {waits} waits");
+                assert!((12..40).contains(&steps), "{steps} steps");
+                assert_eq!([waits, copies_out, drawn], [steps; 3], "{dtype:?}: in {steps} steps");
+                assert_eq!(copies_in, 2 * steps, "{dtype:?}: in {steps} steps");
+                assert!(2 * replays > steps, "{dtype:?}: {replays} graphs in {steps} steps");
+                assert_eq!(rest, [0; 3], "{dtype:?}: memory and maps");
+                break;
+            }
+        }
     });
 }
 
