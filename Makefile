@@ -28,7 +28,9 @@ build: setup
 	@echo "building libvrust $(VERSION) (release; the first build takes a few minutes)"
 	@$(CARGO) build --release --lib
 	@mkdir -p $(BUILD)/lib/pkgconfig $(BUILD)/include/vrust $(BUILD)/bin
-	@cp -f target/release/libvrust.so $(BUILD)/lib/libvrust.so.$(VERSION)
+	@# Not written anew under a process that has it mapped.
+	@cmp -s target/release/libvrust.so $(BUILD)/lib/libvrust.so.$(VERSION) || \
+		cp -f target/release/libvrust.so $(BUILD)/lib/libvrust.so.$(VERSION)
 	@ln -sf libvrust.so.$(VERSION) $(BUILD)/lib/libvrust.so.0
 	@ln -sf libvrust.so.0 $(BUILD)/lib/libvrust.so
 	@cp -f target/release/libvrust.a $(BUILD)/lib/

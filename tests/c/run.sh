@@ -18,6 +18,7 @@ warnings="-Wall -Wextra -Wpedantic -Werror"
 posix="-D_POSIX_C_SOURCE=200809L"
 export LD_LIBRARY_PATH=$lib
 jobs=$(nproc)
+at_once=1
 
 tests=(abi_layout version error arguments engine cuda generate stream queue poll races lifecycle
     failure tokenizer chat_parser stats log fork stress)
@@ -45,22 +46,30 @@ build() {
         "$flags $warnings $posix -O1 -g -Iinclude tests/c/{}.c -o $out/$name/{} -x none $link"
 }
 
-# run NAME COMMAND...: runs every test of build NAME under COMMAND.
+# run_one NAME TEST COMMAND...: runs a test of build NAME under COMMAND.
+run_one() {
+    local name=$1 test=$2 log="$out/$1/$2.log"
+    shift 2
+    # A forked child has the memory of threads that it does not have: no leak of ours.
+    local asan=detect_leaks=1 memcheck=--leak-check=full
+    [ "$test" = fork ] && asan=detect_leaks=0 memcheck=--leak-check=no
+    if ! ASAN_OPTIONS=$asan VALGRIND_OPTS=$memcheck timeout 600 "$@" \
+        "$out/$name/$test" "$model" >"$log" 2>&1; then
+        echo "$name: $test FAILED"
+        tail -n 40 "$log"
+        return 1
+    fi
+}
+
+# run NAME COMMAND...: runs every selected test, $at_once at a time.
 run() {
-    local name=$1 began=$SECONDS test log
-    shift
+    local name=$1 began=$SECONDS test pids=() pid
     for test in "${selected[@]}"; do
-        log="$out/$name/$test.log"
-        # A forked child has the memory of threads that it does not have: no leak of ours.
-        local asan=detect_leaks=1 memcheck=--leak-check=full
-        [ "$test" = fork ] && asan=detect_leaks=0 memcheck=--leak-check=no
-        if ! ASAN_OPTIONS=$asan VALGRIND_OPTS=$memcheck timeout 600 "$@" \
-            "$out/$name/$test" "$model" >"$log" 2>&1; then
-            echo "$name: $test FAILED"
-            tail -n 40 "$log"
-            exit 1
-        fi
+        while [ "$(jobs -rp | wc -l)" -ge "$at_once" ]; do wait -n || true; done
+        run_one "$name" "$test" "${@:2}" &
+        pids+=($!)
     done
+    for pid in "${pids[@]}"; do wait "$pid" || exit 1; done
     printf '%-28s %2d tests passed, %d s\n' "$name" ${#selected[@]} $((SECONDS - began))
 }
 
@@ -131,6 +140,7 @@ sanitize() {
 
 valgrind_run() {
     export VRUST_TEST_UNDER_CHECKER=1
+    at_once=$jobs # Under Valgrind a process has one core.
     build memcheck gcc -std=c99
     run memcheck valgrind --quiet --error-exitcode=9 --fair-sched=try \
         --show-leak-kinds=definite --errors-for-leak-kinds=definite
