@@ -186,7 +186,8 @@ def measure(options, shape, quantization, engines, note):
     for task in options.tasks:
         slow = set()
         # Prompts of 2,048 have warmed up what many prompts use.
-        warm_up = 0 if task == "concurrent" and len(options.tasks) > 1 else options.warm_up
+        warmed = task == "concurrent" and "prefill 2048" in options.tasks
+        warm_up = 0 if warmed else options.warm_up
         for round in range(options.rounds + warm_up):
             prompts = prompts_of(task)
             turn = round % len(workers)

@@ -59,9 +59,6 @@ CONF
         dpkg-deb -x "$deb" "$root"
     done
     rm -rf "$root/apt" "$root"/usr/share
-    wrapper rustc "usr/bin/rustc"
-    wrapper gcc "usr/bin/aarch64-linux-gnu-gcc-12 --sysroot=$root -B$root/usr/aarch64-linux-gnu/bin"
-    wrapper qemu "usr/bin/qemu-aarch64"
     touch "$root/whole"
 }
 
@@ -83,6 +80,10 @@ else
             skip "no tools for aarch64 are here"
         unpack || skip "Debian's packages could not be had"
     fi
+    # Written each time: they name this folder, which may be a copy.
+    wrapper rustc "usr/bin/rustc"
+    wrapper gcc "usr/bin/aarch64-linux-gnu-gcc-12 --sysroot=$root -B$root/usr/aarch64-linux-gnu/bin"
+    wrapper qemu "usr/bin/qemu-aarch64"
     gcc=$root/gcc
     qemu=$root/qemu
     libraries=$root/usr/aarch64-linux-gnu
