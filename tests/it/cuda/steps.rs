@@ -84,6 +84,7 @@ fn a_step_of_256_sequences_waits_once() {
             let before = count("maps");
             let engine = ready(options);
             assert_eq!(count("maps") - before, maps, "one for each layer, when loading");
+            assert!(count("streams") > 0 && count("pinned") > 0, "own streams, pinned staging");
             let requests = || (0..256).map(|i| greedy(&[5 + i, 9, 14], 12)).collect();
             // Until a run has no size for which cuBLASLt must be asked.
             for attempt in 1.. {
