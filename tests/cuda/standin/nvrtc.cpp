@@ -1,12 +1,15 @@
 // A libnvrtc that compiles nothing: its cubin names the architecture and the kernels of the source,
 // which the stand-in driver runs from its own. A source with `#error` fails, with a log.
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <regex>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -119,11 +122,24 @@ EXPORT int nvrtcDestroyProgram(void** program) {
   *program = nullptr;
   return kSuccess;
 }
-// Programs compiled so far, for tests.
-std::atomic<uint64_t> compiled;
+// For tests: programs compiled so far, and the most that were compiled at once. With
+// VRUST_EMU_COMPILE_MS a program takes so long.
+std::atomic<uint64_t> compiled, inside, most_inside;
 EXPORT uint64_t vrust_emu_compiled() { return compiled; }
+EXPORT uint64_t vrust_emu_compiled_at_once() { return most_inside; }
+struct Inside {
+  Inside() {
+    uint64_t now = ++inside, most = most_inside;
+    while (now > most && !most_inside.compare_exchange_weak(most, now)) {
+    }
+    if (const char* ms = std::getenv("VRUST_EMU_COMPILE_MS"))
+      std::this_thread::sleep_for(std::chrono::milliseconds(std::atoi(ms)));
+  }
+  ~Inside() { inside--; }
+};
 EXPORT int nvrtcCompileProgram(void* program, int count, const char* const* options) {
   compiled++;
+  Inside here;
   Program* p = static_cast<Program*>(program);
   if (!p) return kInvalidProgram;
   std::string arch;

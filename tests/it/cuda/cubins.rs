@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::stand_in::{is_child, nvrtc_compiled, on_cuda, on_stand_in};
+use super::stand_in::{is_child, nvrtc_at_once, nvrtc_compiled, on_cuda, on_stand_in};
 use crate::engine_support::{greedy, options, ready, run_one};
 use crate::support::folder::TempDir;
 
@@ -26,13 +26,15 @@ fn tokens() -> Vec<u32> {
 #[test]
 fn kernels_are_compiled_once_and_kept() {
     let dir = TempDir::new();
-    let env = [("XDG_CACHE_HOME", dir.path().to_str().unwrap())];
+    let env = [("XDG_CACHE_HOME", dir.path().to_str().unwrap()), ("VRUST_EMU_COMPILE_MS", "20")];
     on_stand_in("cuda::cubins::kernels_are_compiled_once_and_kept", &env, || {
         let folder = PathBuf::from(std::env::var_os("XDG_CACHE_HOME").unwrap());
         let expected = tokens();
         let kept = files(&folder);
         let cold = nvrtc_compiled();
         assert!(cold > 5 && kept.len() as u64 == cold, "{cold} programs, {} files", kept.len());
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        assert!(nvrtc_at_once() > 1 || cores == 1, "compiled one after the other");
         let whole: Vec<_> = kept.iter().map(|file| fs::read(file).unwrap()).collect();
         assert_eq!(tokens(), expected);
         assert_eq!(nvrtc_compiled(), cold, "warm");

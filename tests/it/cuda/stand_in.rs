@@ -158,10 +158,20 @@ pub(super) fn cublaslt(name: &str, argument: i32) -> u64 {
 /// Programs that the stand-in for NVRTC has compiled.
 #[cfg(not(feature = "prebuilt-kernels"))]
 pub(super) fn nvrtc_compiled() -> u64 {
+    nvrtc_count(c"vrust_emu_compiled")
+}
+
+/// The most of them that it compiled at once.
+#[cfg(not(feature = "prebuilt-kernels"))]
+pub(super) fn nvrtc_at_once() -> u64 {
+    nvrtc_count(c"vrust_emu_compiled_at_once")
+}
+
+#[cfg(not(feature = "prebuilt-kernels"))]
+fn nvrtc_count(name: &CStr) -> u64 {
     type Call = unsafe extern "C" fn() -> u64;
-    // SAFETY: the stand-in's function of this name has this type.
-    let call: Call =
-        unsafe { std::mem::transmute(symbol_of("libnvrtc.so.13", c"vrust_emu_compiled")) };
+    // SAFETY: the stand-in's functions of these names have this type.
+    let call: Call = unsafe { std::mem::transmute(symbol_of("libnvrtc.so.13", name)) };
     // SAFETY: as above.
     unsafe { call() }
 }
