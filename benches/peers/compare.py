@@ -186,7 +186,7 @@ def measure(options, shape, quantization, engines, note):
             note(engine, "start", 0, worker.start)
     for task in options.tasks:
         slow = set()
-        # Prompts of 2,048 have warmed up what many prompts use.
+        # A turn of many prompts takes long, and prompts of 2,048 have warmed up all but the cache.
         warmed = task == "concurrent" and "prefill 2048" in options.tasks
         warm_up = 0 if warmed else options.warm_up
         for round in range(options.rounds + warm_up):

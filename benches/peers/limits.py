@@ -5,11 +5,8 @@ Only what no engine can do without counts: weights and keys and values are read 
 the products of linear layers and attention are done. Norms, softmax, rotary embeddings and sampling
 are left out, so that nobody reaches the limit."""
 
-# Model cards: hidden, layers, query heads, KV heads, head size, feed-forward, vocabulary.
-SHAPES = {
-    "qwen3-0.6b": (1024, 28, 16, 8, 128, 3072, 151936),
-    "llama-3.2-1b": (2048, 16, 32, 8, 64, 8192, 128256),
-}
+from shapes import SHAPES
+
 # Bytes of a weight, with its scales; the head keeps 8 bits under int4.
 LAYER_BYTES = {"none": 2, "int8": 1, "int4": 0.5 + 2 / 32}
 HEAD_BYTES = {"none": 2, "int8": 1, "int4": 1}
@@ -30,9 +27,13 @@ class Limits:
         self.read = first(["best read, GB/s"])
         self.floats = first(FLOAT_DOTS)
         self.dots = self.floats if quantization == "none" else first(BYTE_DOTS)
-        hidden, layers, heads, kv_heads, dim, ffn, vocab = SHAPES[shape]
-        self.weights = layers * hidden * (2 * heads * dim + 2 * kv_heads * dim + 3 * ffn)
-        self.head = vocab * hidden
+        config = SHAPES[shape]
+        hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+        dim = config["head_dim"]
+        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        per_hidden = 2 * heads * dim + 2 * kv_heads * dim + 3 * config["intermediate_size"]
+        self.weights = layers * hidden * per_hidden
+        self.head = config["vocab_size"] * hidden
         self.bytes = (self.weights * LAYER_BYTES[quantization], self.head * HEAD_BYTES[quantization])
         # Of one query and one position; of one position.
         self.products = 4 * layers * heads * dim

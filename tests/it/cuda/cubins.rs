@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::stand_in::{is_child, nvrtc_at_once, nvrtc_compiled, on_cuda, on_stand_in};
+use super::stand_in::{damage, is_child, nvrtc_at_once, nvrtc_compiled, on_cuda, on_stand_in};
 use crate::engine_support::{greedy, options, ready, run_one};
 use crate::support::folder::TempDir;
 
@@ -40,15 +40,7 @@ fn kernels_are_compiled_once_and_kept() {
         assert_eq!(nvrtc_compiled(), cold, "warm");
 
         // Damaged files are as none, and are written again.
-        for (i, file) in kept.iter().enumerate() {
-            let mut bytes = whole[i].clone();
-            match i % 3 {
-                0 => bytes.truncate(bytes.len() - 1),
-                1 => bytes[40] ^= 1,
-                _ => bytes.clear(),
-            }
-            fs::write(file, bytes).unwrap();
-        }
+        damage(&kept);
         assert_eq!(tokens(), expected);
         assert_eq!(nvrtc_compiled(), 2 * cold);
         for (file, whole) in files(&folder).iter().zip(&whole) {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::stand_in::{cublaslt, on_cuda, on_stand_in};
+use super::stand_in::{cublaslt, damage, on_cuda, on_stand_in};
 use crate::engine_support::{greedy, options, ready, run_one};
 use crate::support::folder::TempDir;
 
@@ -52,15 +52,7 @@ fn algorithms_are_timed_kept_and_read_back() {
         assert_eq!(asked(), kept.len() as u64);
 
         // Damaged files are as none.
-        for (i, file) in kept.iter().enumerate() {
-            let mut bytes = fs::read(file).unwrap();
-            match i % 3 {
-                0 => bytes.truncate(bytes.len() - 1),
-                1 => bytes[40] ^= 1,
-                _ => bytes.clear(),
-            }
-            fs::write(file, bytes).unwrap();
-        }
+        damage(&kept);
         assert_eq!(tokens(), expected);
         assert_eq!(asked(), 2 * kept.len() as u64);
         assert_eq!(files(&folder), kept);

@@ -47,7 +47,7 @@ fn logits(b: &mut CpuBackend, block_rows: Option<usize>) -> Vec<u32> {
     if let Some(rows) = block_rows {
         b.block_rows = rows;
     }
-    begin_prefill(b);
+    begin_prompt(b, ROWS);
     b.embed(table, x);
     b.add_position(places, x);
     for (i, [to_qkv, out, gate_up, down]) in layers.into_iter().enumerate() {
@@ -73,27 +73,6 @@ fn logits(b: &mut CpuBackend, block_rows: Option<usize>) -> Vec<u32> {
     let count = 5 * VOCAB;
     // SAFETY: the rows asked for are there, and no program runs.
     bits(unsafe { std::slice::from_raw_parts(b.workspace.logits.as_ptr(), count) })
-}
-
-/// One prompt of all rows, in blocks 1, 2, 3.
-fn begin_prefill(b: &mut CpuBackend) {
-    let token_ids: Vec<TokenId> = (0..ROWS as u32).map(|i| TokenId(i * 7 % 50)).collect();
-    let positions: Vec<u32> = (0..ROWS as u32).collect();
-    let seq = SeqInput {
-        query_start: 0,
-        query_len: ROWS,
-        context_len: 0,
-        block_table_start: 0,
-        num_blocks: 3,
-    };
-    b.begin_step(&StepInput {
-        token_ids: &token_ids,
-        positions: &positions,
-        seqs: &[seq],
-        block_tables: &[vec![BlockId(1), BlockId(2), BlockId(3)]],
-        slot_mapping: &[positions.iter().map(|p| 16 + u64::from(*p)).collect()],
-        block_copies: &[],
-    });
 }
 
 #[test]

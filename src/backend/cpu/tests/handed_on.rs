@@ -21,7 +21,7 @@ fn run(b: &mut CpuBackend, heads: Heads, shared: bool) -> (Vec<u32>, usize) {
     let mut values = Numbers::new(5).take(ROWS * heads.qkv_width());
     values.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v * 2.0).to_f32());
     write(b, qkv, &values);
-    begin_sequence(b);
+    begin_prompt(b, ROWS);
     b.rope_write_kv(0, qkv, &RopeWrite { heads, qk_norm: None, rope: None });
     let attention = Attention { heads, scale: 0.25, sliding_window: None };
     b.paged_attention(0, qkv, &attention, attended);
@@ -35,26 +35,6 @@ fn run(b: &mut CpuBackend, heads: Heads, shared: bool) -> (Vec<u32>, usize) {
     let handed_on = b.ops.iter().filter(is_handed_on).count();
     b.finish_step().unwrap();
     (bits(&[read(b, first, ROWS), read(b, second, ROWS)].concat()), handed_on)
-}
-
-/// One prompt of all rows, in blocks 1, 2, 3.
-fn begin_sequence(b: &mut CpuBackend) {
-    let positions: Vec<u32> = (0..ROWS as u32).collect();
-    let seq = SeqInput {
-        query_start: 0,
-        query_len: ROWS,
-        context_len: 0,
-        block_table_start: 0,
-        num_blocks: 3,
-    };
-    b.begin_step(&StepInput {
-        token_ids: &[TokenId(0); ROWS],
-        positions: &positions,
-        seqs: &[seq],
-        block_tables: &[vec![BlockId(1), BlockId(2), BlockId(3)]],
-        slot_mapping: &[positions.iter().map(|p| 16 + u64::from(*p)).collect()],
-        block_copies: &[],
-    });
 }
 
 #[test]

@@ -155,6 +155,27 @@ pub(super) fn begin(b: &mut CpuBackend, rows: usize) {
     });
 }
 
+/// Begins a step that is one prompt of up to 48 rows, in blocks 1, 2, 3 of 16.
+pub(super) fn begin_prompt(b: &mut CpuBackend, rows: usize) {
+    let token_ids: Vec<TokenId> = (0..rows as u32).map(|i| TokenId(i * 7 % 50)).collect();
+    let positions: Vec<u32> = (0..rows as u32).collect();
+    let seq = SeqInput {
+        query_start: 0,
+        query_len: rows,
+        context_len: 0,
+        block_table_start: 0,
+        num_blocks: 3,
+    };
+    b.begin_step(&StepInput {
+        token_ids: &token_ids,
+        positions: &positions,
+        seqs: &[seq],
+        block_tables: &[vec![BlockId(1), BlockId(2), BlockId(3)]],
+        slot_mapping: &[positions.iter().map(|p| 16 + u64::from(*p)).collect()],
+        block_copies: &[],
+    });
+}
+
 pub(super) fn write(b: &CpuBackend, id: ActId, values: &[f32]) {
     let act = b.acts[id.0 as usize].rows.as_ref().unwrap();
     assert!(values.len() <= act.len());
