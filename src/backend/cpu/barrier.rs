@@ -43,9 +43,9 @@ impl Barrier {
     }
 
     /// As `wait`, but looks only as long as `may_spin` says so.
-    pub fn wait_while(&self, may_spin: impl Fn() -> bool) {
+    pub fn wait_while(&self, mut may_spin: impl FnMut() -> bool) {
         let generation = self.generation.load(Ordering::Acquire);
-        if self.arrive_at(generation, 1) || self.spin(generation, may_spin) {
+        if self.arrive_at(generation, 1) || self.spin(generation, &mut may_spin) {
             return;
         }
         self.sleepers.fetch_add(1, Ordering::SeqCst);
@@ -64,7 +64,7 @@ impl Barrier {
     }
 
     /// Looks for a while; true when the others have come.
-    fn spin(&self, generation: usize, may_spin: impl Fn() -> bool) -> bool {
+    fn spin(&self, generation: usize, may_spin: &mut impl FnMut() -> bool) -> bool {
         if self.spin.is_zero() {
             return false;
         }

@@ -50,6 +50,7 @@ mod rope;
 mod simd;
 mod thread_pool;
 
+mod upcoming;
 use attention::plan::Plan;
 use elementwise::{ActivateArgs, GatedArgs};
 use kernels::Kernels;

@@ -27,6 +27,7 @@ use super::norm::NormArgs;
 use super::pack::{Packed, gather_rows};
 use super::rope::RopeArgs;
 use super::share;
+use super::upcoming::Upcoming;
 use crate::backend::{Heads, LinearId, SeqInput, StepInput};
 use crate::error::Result;
 use crate::ids::{BlockCopy, BlockId, TokenId};
@@ -347,7 +348,8 @@ impl Context<'_> {
         thread: usize,
         panic: &mut Option<Box<dyn Any + Send>>,
     ) {
-        for phase in 0..op.phases(self.plans) {
+        let phases = op.phases(self.plans);
+        for phase in 0..phases {
             if !self.failed.load(Ordering::Relaxed) {
                 let work = || self.run_phase(op, index, phase, thread, rows);
                 if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
@@ -356,7 +358,10 @@ impl Context<'_> {
                 }
             }
             if self.threads > 1 {
-                self.barrier.wait();
+                let done = matches!(op, Op::Linear(_)) && phase + 1 == phases;
+                let mut upcoming =
+                    Upcoming::of(&self.ops[index + usize::from(done)..], thread, self.threads);
+                self.barrier.wait_while(|| upcoming.ask());
             }
         }
     }

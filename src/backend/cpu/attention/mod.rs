@@ -22,6 +22,7 @@ use crate::error::Result;
 use crate::ids::BlockId;
 
 mod cached;
+mod few;
 mod places;
 pub(crate) mod plan;
 mod softmax;

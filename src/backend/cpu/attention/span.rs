@@ -6,6 +6,7 @@
 #![allow(clippy::needless_range_loop, reason = "register tiles read best by their indices")]
 
 use super::cached::Cached;
+use super::few;
 use super::places::{AHEAD, EIGHTS, Keys, Next, Places, Values};
 use super::softmax::softmax;
 use super::{SPAN, Softmax, TILE_VECTORS};
@@ -78,6 +79,10 @@ pub(super) unsafe fn run<P: Cached, const R: usize, const N: usize>(
     // What any of the vectors sees, in whole groups of sixteen positions at its beginning.
     let from = rows.visible(0, start).0 / 16 * 16;
     let to = rows.visible(rows.count - 1, start).1;
+    if few::serves(t.kv, rows.count, R * N) {
+        // SAFETY: by `attend`'s contract.
+        return unsafe { few::run::<P>(t, rows, (start, from, to), next) };
+    }
     let mut results = [Softmax::EMPTY; TILE_VECTORS];
     let eights = from / 8..to.next_multiple_of(16) / 8;
     let places = Places::new::<P>(t, start, eights.clone());
@@ -373,7 +378,7 @@ unsafe fn value_tile<P: Panel, const R: usize, const N: usize, const ASK: bool>(
 
 /// Adds one step of positions.
 #[inline(always)]
-unsafe fn accumulate<P: Panel, const R: usize, const N: usize>(
+pub(super) unsafe fn accumulate<P: Panel, const R: usize, const N: usize>(
     acc: &mut [[P::Acc; N]; R],
     probabilities: *const P::X,
     weights: [P::W; N],

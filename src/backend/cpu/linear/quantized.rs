@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::LinearArgs;
-use super::tiles::{Ahead, Tiles, finish};
+use super::tiles::{Ahead, Tiles, ahead_of, finish};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::integer::Integer;
 
@@ -151,14 +151,15 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
             *acc = [I::splat(first); N];
         }
         let x = x.add(group * F::GROUP).cast::<i32>();
+        let far = ahead_of::<N>(a, F::weights_at(group));
         let w = w.add(F::weights_at(group));
         for load in 0..F::LOADS {
             let mut bytes = [I::bytes(w.add(load * 64)); N];
-            I::Floats::prefetch(w.wrapping_add(load * 64 + PREFETCH_BYTES));
+            I::Floats::prefetch(w.wrapping_add(load * 64 + far));
             for (n, bytes) in bytes.iter_mut().enumerate().skip(1) {
                 let p = w.add(n * a.panel_bytes + load * 64);
                 *bytes = I::bytes(p);
-                I::Floats::prefetch(p.wrapping_add(PREFETCH_BYTES));
+                I::Floats::prefetch(p.wrapping_add(far));
             }
             if I::SIGNED {
                 row_by_row::<I, F, R, N>(&mut acc, &bytes, x.add(load << F::NIBBLES as usize), a);
@@ -270,6 +271,3 @@ pub(crate) unsafe fn quantize<S: Simd16>(
         }
     }
 }
-
-/// How far ahead weights are asked for.
-const PREFETCH_BYTES: usize = 1536;

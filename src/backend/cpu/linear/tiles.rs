@@ -173,12 +173,13 @@ impl<P: Panel> Tiles for Chain<P> {
                 if step % Self::BLOCK == 0 {
                     ahead.ask::<P::Acc>();
                 }
-                let mut weights = [P::weights(w.add(step * P::STEP_BYTES)); N];
-                P::Acc::prefetch(w.wrapping_add(step * P::STEP_BYTES + PREFETCH_BYTES));
+                let at = step * P::STEP_BYTES;
+                let far = at + if R <= 4 { ahead_of::<N>(a, at) } else { PREFETCH_BYTES };
+                let mut weights = [P::weights(w.add(at)); N];
+                P::Acc::prefetch(w.wrapping_add(far));
                 for (n, slot) in weights.iter_mut().enumerate().skip(1) {
-                    let p = w.add(n * a.panel_bytes + step * P::STEP_BYTES);
-                    *slot = P::weights(p);
-                    P::Acc::prefetch(p.wrapping_add(PREFETCH_BYTES));
+                    *slot = P::weights(w.add(n * a.panel_bytes + at));
+                    P::Acc::prefetch(w.wrapping_add(n * a.panel_bytes + far));
                 }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let b = P::broadcast(x.add(r * a.ldx + step * P::STEP));
@@ -190,6 +191,14 @@ impl<P: Panel> Tiles for Chain<P> {
             finish(a, row, panel, acc);
         }
     }
+}
+
+/// How far behind byte `at` of a panel lies what is asked for there: near a panel's end it is the
+/// beginning of a panel of the next tile, as the panel behind it belongs to this tile.
+#[inline(always)]
+pub(super) fn ahead_of<const N: usize>(a: &LinearArgs, at: usize) -> usize {
+    let jump = if at + PREFETCH_BYTES >= a.panel_bytes { (N - 1) * a.panel_bytes } else { 0 };
+    PREFETCH_BYTES + jump
 }
 
 /// Bias, then gate or residual, and store of a tile.
@@ -247,4 +256,4 @@ const FEW_STRIPS: usize = 22;
 /// The last strips of a group, which ask for the next.
 const ASKING_STRIPS: usize = 4;
 /// How far ahead weights are asked for. The hardware stops at page ends; this does not.
-const PREFETCH_BYTES: usize = 1536;
+const PREFETCH_BYTES: usize = 3072;

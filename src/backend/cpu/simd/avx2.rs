@@ -188,14 +188,4 @@ impl Simd16 for Avx2 {
             Self(low, _mm256_blendv_ps(other.1, self.1, high))
         }
     }
-
-    #[inline(always)]
-    fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-
-    #[inline(always)]
-    fn prefetch_l2(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-    }
 }

@@ -165,16 +165,6 @@ impl Simd16 for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-
-    #[inline(always)]
-    fn prefetch_l2(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-    }
-
-    #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self {
         unsafe { Self(_mm512_maskz_loadu_ps(Self::first(n), p)) }
     }

@@ -10,6 +10,7 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub(crate) mod hint;
 pub(crate) mod integer;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
@@ -67,9 +68,15 @@ pub(crate) trait Simd16: Copy {
     /// `self` where `a < b`, else `other`.
     fn where_less(self, a: Self, b: Self, other: Self) -> Self;
     /// Asks for the cache line at `p`; any address will do.
-    fn prefetch(_p: *const u8) {}
+    #[inline(always)]
+    fn prefetch(p: *const u8) {
+        hint::prefetch(p);
+    }
     /// Asks for the cache line at `p`, for later.
-    fn prefetch_l2(_p: *const u8) {}
+    #[inline(always)]
+    fn prefetch_l2(p: *const u8) {
+        hint::prefetch_l2(p);
+    }
 
     /// Reads `n <= 16` elements; the other lanes are 0.
     #[inline(always)]

@@ -211,18 +211,6 @@ impl Simd16 for Neon {
     }
 
     #[inline(always)]
-    fn prefetch(p: *const u8) {
-        // SAFETY: a hint: it changes nothing and faults at no address.
-        unsafe { asm!("prfm pldl1keep, [{}]", in(reg) p, options(nomem, nostack, preserves_flags)) }
-    }
-
-    #[inline(always)]
-    fn prefetch_l2(p: *const u8) {
-        // SAFETY: a hint: it changes nothing and faults at no address.
-        unsafe { asm!("prfm pldl2keep, [{}]", in(reg) p, options(nomem, nostack, preserves_flags)) }
-    }
-
-    #[inline(always)]
     fn sum(self) -> f32 {
         unsafe {
             let four = vaddq_f32(vaddq_f32(self.0, self.2), vaddq_f32(self.1, self.3));
