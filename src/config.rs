@@ -215,6 +215,10 @@ pub struct EngineOptions {
     /// Microseconds that a compute thread which waits for others looks before it sleeps; 0: it
     /// sleeps at once. Default 50.
     pub cpu_spin_us: usize,
+    /// Whether a thread commits the KV cache's pages behind the engine's start, while it is idle;
+    /// they are committed as they are touched else. When absent, whether `kv_cache_memory_bytes` is
+    /// given.
+    pub cpu_commit_kv: Option<bool>,
     /// Aids for tests.
     pub debug: DebugOptions,
 }
@@ -257,6 +261,7 @@ impl EngineOptions {
             cpu_isa: None,
             cpu_pin_threads: false,
             cpu_spin_us: 50,
+            cpu_commit_kv: None,
             debug: DebugOptions::default(),
         }
     }

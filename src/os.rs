@@ -88,6 +88,31 @@ pub(crate) fn memory_limit() -> u64 {
     total.min(cgroup)
 }
 
+/// Bytes of memory that this process holds; 0 where nobody says.
+pub(crate) fn resident_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = text.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    // SAFETY: asks for a constant of the system.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    pages.saturating_mul(page.max(0) as u64)
+}
+
+/// Bytes of memory that can be had without swapping; all there can be where nobody says.
+pub(crate) fn available_bytes() -> u64 {
+    meminfo("MemAvailable:").unwrap_or(u64::MAX)
+}
+
+/// Lets this thread run where no other wants to.
+pub(crate) fn yield_to_all() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: a plain struct of integers, for which 0 is what this policy asks for; `0` is the
+    // calling thread. Where it is refused the thread is like any other.
+    unsafe {
+        let parameters: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters);
+    }
+}
+
 fn meminfo(key: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|l| l.starts_with(key))?;

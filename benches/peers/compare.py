@@ -43,6 +43,8 @@ GROUPS = [["vrust", "vrust-kv8", "openvino", "llama-bench", "reader"], ["vrust",
 TASKS = ["decode", "prefill 512", "prefill 2048", "concurrent"]
 # llama.cpp's server is left out: llama-bench is faster at one stream, OpenVINO with many.
 QUANTIZED = {"vrust", "vrust-kv8", "openvino", "llama-bench", "reader"}
+# Seconds in which engines end what goes on behind their start.
+SETTLE = 4
 # Sums never meet in two engines by chance: each run draws prompts of its own.
 numbers = random.Random(time.time_ns())
 
@@ -184,6 +186,7 @@ def measure(options, shape, quantization, engines, note):
         workers.append(worker)
         if worker.start is not None:
             note(engine, "start", 0, worker.start)
+    time.sleep(SETTLE)
     for task in options.tasks:
         slow = set()
         # A turn of many prompts takes long, and prompts of 2,048 have warmed up all but the cache.

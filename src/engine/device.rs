@@ -71,6 +71,8 @@ fn cpu(options: &EngineOptions, compute: ComputeType) -> Result<Box<dyn Backend>
         compute,
         quantization: options.quantization,
         int8_kv: options.kv_cache_dtype == KvCacheDType::Int8,
+        // Who says how many bytes has put them aside.
+        commit_kv: options.cpu_commit_kv.unwrap_or(options.kv_cache_memory_bytes.is_some()),
         threads: options.cpu_threads,
         isa: options.cpu_isa,
         pin: options.cpu_pin_threads,

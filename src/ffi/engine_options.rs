@@ -74,7 +74,10 @@ pub struct VrustEngineOptions {
     /// "neon_bf16", "neon", "portable"; the best of the machine when absent), cpu_pin_threads
     /// (binds each compute thread to a core; false),
     /// cpu_spin_us (microseconds that a compute thread which waits for others looks before it
-    /// sleeps: 50; 0: it sleeps at once), and `debug`, an object of aids for tests:
+    /// sleeps: 50; 0: it sleeps at once), cpu_commit_kv (a thread of lowest priority commits the KV
+    /// cache's pages behind the engine's start, so that no request waits for the kernel to clear
+    /// them; false: each is committed when it is first touched; when absent, whether
+    /// kv_cache_memory_bytes is given), and `debug`, an object of aids for tests:
     /// panic_at_step (the engine's thread panics there: see what a bug does), nan_logits_for (the
     /// user_data of requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
     /// check_integrity.
@@ -279,6 +282,7 @@ fn set_extra(options: &mut EngineOptions, extra: &Map<String, Value>) -> Result<
             "cpu_isa" => options.cpu_isa = Some(cpu_isa(json::string(value, key)?)?),
             "cpu_pin_threads" => options.cpu_pin_threads = json::boolean(value, key)?,
             "cpu_spin_us" => options.cpu_spin_us = json::integer(value, key)?,
+            "cpu_commit_kv" => options.cpu_commit_kv = Some(json::boolean(value, key)?),
             "debug" => set_debug(&mut options.debug, json::map(value, key)?)?,
             _ => json::check_neutral(&NEUTRAL, key, value)?,
         }
@@ -402,6 +406,8 @@ mod tests {
     #[test]
     fn extra_options_are_strict() {
         let set = with_extra(r#"{"num_kv_blocks":9,"cpu_isa":"avx2","swap_space":0}"#).unwrap();
+        let commits = with_extra(r#"{"cpu_commit_kv":false}"#).unwrap().cpu_commit_kv;
+        assert_eq!((set.cpu_commit_kv, commits), (None, Some(false)));
         let named = with_extra(r#"{"served_model_name":"m"}"#).unwrap();
         assert_eq!(named.served_model_name.as_deref(), Some("m"));
         let int4 = with_extra(r#"{"quantization":"int4"}"#).unwrap();

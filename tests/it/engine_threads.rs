@@ -52,6 +52,19 @@ fn spinning_is_a_matter_of_time_alone() {
     assert!(error.message().contains("at most 1000000, got 1000001"), "{error}");
 }
 
+/// Whoever commits the KV cache's pages changes nothing, nor does an engine that goes meanwhile.
+#[test]
+fn committing_pages_changes_no_token() {
+    let expected = generate(&ready(options("llama3")));
+    for commit in [true, false] {
+        let mut options = options("llama3");
+        options.cpu_commit_kv = Some(commit);
+        options.kv_cache_memory_bytes = Some(1 << 30);
+        drop(ready(options.clone()));
+        assert_eq!(generate(&ready(options)), expected);
+    }
+}
+
 /// CPU time of this whole process.
 #[cfg(target_os = "linux")]
 fn process_time() -> Duration {

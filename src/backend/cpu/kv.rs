@@ -19,6 +19,7 @@
 //! depends on its own token alone: chunks, batches and cached prefixes change nothing.
 #![allow(unsafe_code, reason = "threads write disjoint slots of one buffer")]
 
+use super::commit::Committer;
 use super::memory::Buffer;
 use super::simd::{Simd16, bf16_bits};
 use crate::backend::{ComputeType, KvGroup, KvSpec};
@@ -27,6 +28,8 @@ use crate::ids::{BlockCopy, BlockId};
 
 /// The cache of all layers.
 pub(crate) struct KvCache {
+    /// Before the memory that it commits, to end before it.
+    committer: Option<Committer>,
     /// By layer index; layers without attention are absent.
     layers: Vec<Option<Layer>>,
     num_blocks: usize,
@@ -38,7 +41,7 @@ struct Layer {
     group: usize,
     view: LayerKv,
     /// Owns what `view` points to.
-    _memory: (Buffer<u8>, Buffer<u8>),
+    memory: (Buffer<u8>, Buffer<u8>),
 }
 
 /// What a cache's elements are.
@@ -109,10 +112,17 @@ impl KvCache {
                 let k = Buffer::zeroed(num_blocks.saturating_mul(view.k_block_bytes()), NAME)?;
                 let v = Buffer::zeroed(num_blocks.saturating_mul(view.v_block_bytes()), NAME)?;
                 (view.k, view.v) = (k.as_ptr(), v.as_ptr());
-                layers[layer] = Some(Layer { group, view, _memory: (k, v) });
+                layers[layer] = Some(Layer { group, view, memory: (k, v) });
             }
         }
-        Ok(Self { layers, num_blocks, block_size: spec.block_size })
+        Ok(Self { committer: None, layers, num_blocks, block_size: spec.block_size })
+    }
+
+    /// Has its pages committed from now on, by and by.
+    pub(crate) fn commit(&mut self) {
+        let memories = self.layers.iter().flatten().map(|l| &l.memory);
+        let mappings = memories.flat_map(|(k, v)| [k.mapping(), v.mapping()]).flatten().collect();
+        self.committer = Some(Committer::start(mappings));
     }
 
     /// Blocks.

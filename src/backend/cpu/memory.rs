@@ -66,6 +66,13 @@ impl<T: Element> Buffer<T> {
         self.len
     }
 
+    /// The addresses of its pages, if they are its own.
+    pub(crate) fn mapping(&self) -> Option<std::ops::Range<usize>> {
+        let start = self.start.as_ptr() as usize;
+        let bytes = mapped_bytes(self.len * size_of::<T>())?;
+        self.mapped.then_some(start..start + bytes)
+    }
+
     /// The first element. Threads write through it, each its own part.
     pub(crate) fn as_ptr(&self) -> *mut T {
         self.start.as_ptr()
@@ -100,12 +107,26 @@ const ALIGN: usize = 64;
 /// From here on a buffer is a mapping of its own.
 const MAP_FROM: usize = 1 << 20;
 /// A huge page of x86-64 and of the usual aarch64 kernels.
-#[cfg(unix)]
 const HUGE: usize = 2 << 20;
 
-#[cfg(unix)]
 fn mapped_bytes(bytes: usize) -> Option<usize> {
     bytes.checked_next_multiple_of(HUGE)
+}
+
+/// Commits pages, whatever they hold and whoever uses them meanwhile; false where that cannot be
+/// done.
+pub(crate) fn commit(pages: std::ops::Range<usize>) -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: populating changes no content; addresses that are not mapped are an error.
+    unsafe {
+        let start = pages.start as *mut libc::c_void;
+        libc::madvise(start, pages.len(), libc::MADV_POPULATE_WRITE) == 0
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = pages;
+        false
+    }
 }
 
 /// Maps `bytes`, starting at a huge page's boundary.

@@ -29,6 +29,7 @@ mod affinity;
 mod amx;
 mod attention;
 pub mod barrier;
+mod commit;
 mod elementwise;
 mod enqueue;
 mod fill;
@@ -49,8 +50,8 @@ mod quantize;
 mod rope;
 mod simd;
 mod thread_pool;
-
 mod upcoming;
+
 use attention::plan::Plan;
 use elementwise::{ActivateArgs, GatedArgs};
 use kernels::Kernels;
@@ -72,6 +73,9 @@ pub struct CpuOptions {
     pub quantization: Option<Quantization>,
     /// Whether keys and values are rounded to int8 instead, with a scale for each token and head.
     pub int8_kv: bool,
+    /// Whether a thread commits the KV cache's pages once it is allocated; they are committed as
+    /// they are touched else.
+    pub commit_kv: bool,
     /// Compute threads, the caller included; one for each physical core that the process may use
     /// when absent.
     pub threads: Option<usize>,
@@ -91,6 +95,7 @@ impl CpuOptions {
             compute,
             quantization: None,
             int8_kv: false,
+            commit_kv: false,
             threads: None,
             isa: None,
             pin: false,
@@ -106,6 +111,7 @@ pub struct CpuBackend {
     kernels: Kernels,
     precision: Precision,
     int8_kv: bool,
+    commit_kv: bool,
     linears: Vec<Packed>,
     vectors: Vec<Buffer<f32>>,
     ropes: Vec<RopeTable>,
@@ -144,6 +150,7 @@ impl CpuBackend {
             kernels: kernels::of(isa),
             precision: Precision { compute: options.compute, quantization: options.quantization },
             int8_kv: options.int8_kv,
+            commit_kv: options.commit_kv,
             linears: Vec::new(),
             vectors: Vec::new(),
             ropes: Vec::new(),
@@ -242,6 +249,9 @@ impl Backend for CpuBackend {
         self.ops.try_reserve(OPS)?;
         self.cursors.try_reserve(OPS)?;
         self.limits = Some(limits);
+        if self.commit_kv {
+            self.kv.commit();
+        }
         Ok(())
     }
 
