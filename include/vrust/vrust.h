@@ -334,7 +334,10 @@ typedef struct VrustEngineOptions {
   /// "neon_bf16", "neon", "portable"; the best of the machine when absent), cpu_pin_threads
   /// (binds each compute thread to a core; false),
   /// cpu_spin_us (microseconds that a compute thread which waits for others looks before it
-  /// sleeps: 50; 0: it sleeps at once), and `debug`, an object of aids for tests:
+  /// sleeps: 50; 0: it sleeps at once), cpu_commit_kv (a thread of lowest priority commits the KV
+  /// cache's pages behind the engine's start, so that no request waits for the kernel to clear
+  /// them; false: each is committed when it is first touched; when absent, whether
+  /// kv_cache_memory_bytes is given), and `debug`, an object of aids for tests:
   /// panic_at_step (the engine's thread panics there: see what a bug does), nan_logits_for (the
   /// user_data of requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
   /// check_integrity.
@@ -855,7 +858,9 @@ VrustStatus vrust_submit(const struct VrustEngine *engine,
                          struct VrustError **err);
 
 /// The same from JSON: the body of an OpenAI /v1/completions (`prompt`: a string or token ids) or
-/// /v1/chat/completions (`messages`) request, with vLLM's further fields, and `deadline_ms`.
+/// /v1/chat/completions (`messages`) request, with vLLM's further fields, `deadline_ms`, and
+/// `output_kind` ("delta", the default; "final_only": each choice's output comes in one delta, when
+/// it ends; an error leaves none).
 /// Fields that concern only a server (model, user, stream, stream_options, metadata, store ..)
 /// are passed over; what this version lacks (best_of, beam search, structured output ..) is
 /// VRUST_ERROR_UNSUPPORTED unless its value asks for nothing; any other unknown field is

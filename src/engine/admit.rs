@@ -1,6 +1,6 @@
 //! The worker's side of admission: an `Admission` becomes sequences and choices.
 
-use super::event::{Times, Usage};
+use super::event::{Delta, Times, Usage};
 use super::intake::{self, Admission};
 use super::output::{Choice, PromptOutput, TextOutput};
 use super::worker::{Live, Worker};
@@ -85,6 +85,7 @@ impl Worker {
                 preemptions: 0,
                 cumulative_logprob: params.logprobs.map(|_| 0.0),
                 silent,
+                kept: request.final_only.then(Delta::default),
                 on_host: false,
                 nan_logits: self.shared.options.debug.nan_logits_for == Some(ticket.user_data),
             };

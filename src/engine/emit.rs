@@ -57,6 +57,7 @@ impl Worker {
             Ok(accepted) => accepted,
             Err(error) => return self.fail_choice(outcome.id, error),
         };
+        let delta = choice.due(delta, finish.is_some());
         let Some(live) = self.requests.get(&choice.request) else { return };
         let (ticket, index) = (live.ticket.clone(), choice.index);
         let prompt_len = choice.usage.prompt_tokens as usize;

@@ -24,6 +24,8 @@ pub(crate) struct Choice {
     pub(crate) cumulative_logprob: Option<f32>,
     /// Output is not shown: a request that only scores its prompt (`max_tokens` 0).
     pub(crate) silent: bool,
+    /// Output so far, where it is given all at once in the end.
+    pub(crate) kept: Option<Delta>,
     /// An aid for tests: this choice's logits come out as NaN.
     pub(crate) nan_logits: bool,
     /// The device found no token: the host samples, and says why if it finds none either.
@@ -72,7 +74,14 @@ impl Choice {
         Ok((if self.silent { Delta::default() } else { delta }, finish))
     }
 
-    /// Text that was held back, when the choice ends without a token.
+    /// What of `delta` and of what was kept is due now: all of it when the choice `ends`.
+    pub(crate) fn due(&mut self, delta: Delta, ends: bool) -> Delta {
+        let Some(kept) = &mut self.kept else { return delta };
+        kept.extend(delta);
+        if ends { std::mem::take(kept) } else { Delta::default() }
+    }
+
+    /// Output that was held back, when the choice ends without a token.
     pub(crate) fn flush(&mut self) -> Delta {
         let mut delta = Delta::default();
         if let Some(text) = &mut self.text
@@ -80,7 +89,7 @@ impl Choice {
         {
             delta.text = text.finish(true).0;
         }
-        delta
+        self.due(delta, true)
     }
 
     pub(crate) fn finished(&self, reason: FinishReason) -> Finished {

@@ -207,7 +207,9 @@ pub unsafe extern "C" fn vrust_submit(
 }
 
 /// The same from JSON: the body of an OpenAI /v1/completions (`prompt`: a string or token ids) or
-/// /v1/chat/completions (`messages`) request, with vLLM's further fields, and `deadline_ms`.
+/// /v1/chat/completions (`messages`) request, with vLLM's further fields, `deadline_ms`, and
+/// `output_kind` ("delta", the default; "final_only": each choice's output comes in one delta, when
+/// it ends; an error leaves none).
 /// Fields that concern only a server (model, user, stream, stream_options, metadata, store ..)
 /// are passed over; what this version lacks (best_of, beam search, structured output ..) is
 /// VRUST_ERROR_UNSUPPORTED unless its value asks for nothing; any other unknown field is

@@ -83,6 +83,14 @@ fn set_request_field(request: &mut Request, key: &str, value: &Value) -> Result<
             request.cache_salt = salt.map(str::to_owned);
         }
         "echo" => request.echo = !unset && json::boolean(value, key)?,
+        "output_kind" => {
+            let kind = if unset { "delta" } else { json::string(value, key)? };
+            request.final_only = kind == "final_only";
+            if !["delta", "final_only"].contains(&kind) {
+                let message = "output_kind: must be delta or final_only";
+                return Err(json::unsupported(key, value).context(message));
+            }
+        }
         "add_special_tokens" => {
             let is_chat = matches!(request.input, Input::Chat(_));
             let add = if unset { !is_chat } else { json::boolean(value, key)? };
@@ -228,7 +236,8 @@ mod tests {
     #[test]
     fn a_completion_request() {
         let json = r#"{"model":"m","prompt":[1,2],"max_tokens":5,"temperature":0.5,"top_k":-1,
-            "stop":"x","logprobs":2,"logit_bias":{"7":-1.5},"seed":3,"echo":true,"user":"u",
+            "stop":"x","logprobs":2,"logit_bias":{"7":-1.5},"seed":3,
+            "echo":true,"output_kind":"final_only","user":"u",
             "n":2,"best_of":2,"use_beam_search":false,"stream":true,"deadline_ms":50,
             "min_p":null}"#;
         let r = request(json).unwrap();
@@ -237,6 +246,7 @@ mod tests {
         assert_eq!((r.params.top_k, r.params.min_p, r.params.seed), (Some(-1), None, Some(3)));
         assert_eq!((r.params.stop, r.params.logprobs), (vec!["x".to_owned()], Some(2)));
         assert_eq!(r.params.logit_bias[&TokenId(7)], -1.5);
+        assert!(r.final_only);
         assert_eq!((r.echo, r.deadline), (true, Some(Duration::from_millis(50))));
     }
 

@@ -65,6 +65,9 @@ pub struct Request {
     pub user_data: u64,
     /// Puts the prompt's text and token ids before the first choice's output.
     pub echo: bool,
+    /// Gives each choice's output in one delta, before its end, instead of token by token: the host
+    /// is not woken for what it would only gather. vLLM's `output_kind`.
+    pub final_only: bool,
     /// Adds the model's special tokens (bos) to a text prompt. Default true; a chat template
     /// writes its own, so chat input never gets them twice.
     pub add_special_tokens: bool,
@@ -81,6 +84,7 @@ impl Request {
             cache_salt: None,
             user_data: 0,
             echo: false,
+            final_only: false,
             add_special_tokens: true,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vrust::engine::EventKind;
+use vrust::engine::{Event, EventKind};
 use vrust::error::ErrorKind;
 use vrust::ids::{RequestId, TokenId};
 use vrust::request::{ChatInput, FinishReason, Input, Request};
@@ -188,6 +188,36 @@ fn allowed_biased_and_banned_tokens_are_obeyed() {
     assert!(outcomes[0].only().tokens.iter().all(|t| (7..=9).contains(t)));
     assert_eq!(outcomes[1].only().tokens, [77; 5]);
     assert_ne!(outcomes[2].only().tokens, whole.tokens, "{word:?} was to be avoided");
+}
+
+#[test]
+fn output_can_come_all_at_once() {
+    let engine = ready(options("llama3"));
+    let queue = engine.default_queue();
+    let mut request = text("Hello there, how are you?", 24);
+    (request.params.n, request.params.logprobs) = (Some(2), Some(1));
+    (request.params.temperature, request.params.seed) = (Some(1.0), Some(7));
+    let streamed = run_one(&engine, request.clone());
+    request.final_only = true;
+    let id = engine.submit(request, queue).unwrap();
+    let (mut consumer, mut deltas, mut events) = (Consumer::default(), 0, Vec::new());
+    while !events.last().is_some_and(|e: &Event| e.last) {
+        queue.drain(None, 1, &mut events).unwrap();
+        deltas += usize::from(matches!(events.last().unwrap().kind, EventKind::Delta(_)));
+    }
+    events.into_iter().for_each(|event| consumer.take(event));
+    assert_eq!(deltas, 2, "one a choice");
+    for (index, choice) in &consumer.outcomes[&id].choices {
+        let expected = &streamed.choices[index];
+        assert_eq!((&choice.text, &choice.tokens), (&expected.text, &expected.tokens));
+        assert_eq!(choice.logprobs.len(), 24);
+    }
+
+    let mut request = greedy(PROMPT, 100);
+    (request.final_only, request.deadline) = (true, Some(Duration::from_millis(30)));
+    let cut = run_one(&engine, request);
+    let counted = cut.only().finished.as_ref().unwrap().usage.completion_tokens;
+    assert_eq!(cut.only().tokens.len(), counted as usize, "an early end gives what there is");
 }
 
 #[test]

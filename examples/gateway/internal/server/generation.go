@@ -120,6 +120,9 @@ func (g *generation) streamOptions(options map[string]json.RawMessage) error {
 // submit hands the bodies to the engine, all or none.
 func (g *generation) submit(ctx context.Context, bodies []fields) error {
 	for i, body := range bodies {
+		if !g.stream { // Nobody need be woken for each token of what is gathered anyway.
+			body["output_kind"] = json.RawMessage(`"final_only"`)
+		}
 		stream, err := g.server.config.Engine.SubmitJSON(ctx, body.body())
 		if err != nil {
 			g.close()
