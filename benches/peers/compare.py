@@ -186,7 +186,7 @@ def measure(options, shape, quantization, engines, note):
         workers.append(worker)
         if worker.start is not None:
             note(engine, "start", 0, worker.start)
-    time.sleep(SETTLE)
+            time.sleep(SETTLE)
     for task in options.tasks:
         slow = set()
         # A turn of many prompts takes long, and prompts of 2,048 have warmed up all but the cache.

@@ -38,8 +38,10 @@ def vrust(model, quantization, kv_cache_dtype="auto"):
     )
 
     def generate(prompts, tokens):
+        # All at once in the end, as the others give it.
         streams = [
-            engine.generate(prompt, max_tokens=tokens, temperature=0, ignore_eos=True)
+            engine.generate(prompt, max_tokens=tokens, temperature=0, ignore_eos=True,
+                            output_kind="final_only")
             for prompt in prompts
         ]
         for stream in streams:

@@ -147,7 +147,8 @@ class LLM:
                 limit = self.engine.info["max_model_len"]
                 body = one._fields(limit, chat) if one is not None else {}
                 name = "messages" if chat else "prompt"
-                streams.append(self.engine.generate(**{name: value}, **body, **fields))
+                streams.append(self.engine.generate(
+                    **{name: value}, **body, **fields, output_kind="final_only"))
             return [self._collect(s, v, chat) for s, v in zip(streams, inputs)]
         finally:
             for stream in streams:

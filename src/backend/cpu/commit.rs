@@ -88,11 +88,12 @@ mod tests {
             [5 << 20, 9 << 20].map(|n| Buffer::<u8>::zeroed(n, "test").unwrap()).into();
         buffers[0].as_mut_slice()[4 << 20] = 7;
         let mappings: Vec<_> = buffers.iter().map(|b| b.mapping().unwrap()).collect();
-        assert_eq!(mappings[1].len(), 10 << 20, "whole huge pages");
+        assert_eq!(mappings[1].len(), 8 << 20, "huge pages that it fills");
         let mut committer = Committer::start(mappings.clone());
         committer.thread.take().expect("a thread").join().unwrap();
-        if !commit(mappings[0].clone()) {
-            return; // A kernel before 5.14.
+        // A kernel before 5.14 cannot; an emulator of other machines says that it did.
+        if !commit(mappings[0].clone()) || cfg!(not(target_arch = "x86_64")) {
+            return;
         }
         for mapping in &mappings {
             // Neighbouring mappings may stand as one.

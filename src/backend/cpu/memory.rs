@@ -66,10 +66,10 @@ impl<T: Element> Buffer<T> {
         self.len
     }
 
-    /// The addresses of its pages, if they are its own.
+    /// The addresses of the huge pages that it fills, if they are its own.
     pub(crate) fn mapping(&self) -> Option<std::ops::Range<usize>> {
         let start = self.start.as_ptr() as usize;
-        let bytes = mapped_bytes(self.len * size_of::<T>())?;
+        let bytes = self.len * size_of::<T>() / HUGE * HUGE;
         self.mapped.then_some(start..start + bytes)
     }
 
@@ -109,6 +109,7 @@ const MAP_FROM: usize = 1 << 20;
 /// A huge page of x86-64 and of the usual aarch64 kernels.
 const HUGE: usize = 2 << 20;
 
+#[cfg(unix)]
 fn mapped_bytes(bytes: usize) -> Option<usize> {
     bytes.checked_next_multiple_of(HUGE)
 }

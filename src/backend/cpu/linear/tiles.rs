@@ -196,7 +196,7 @@ impl<P: Panel> Tiles for Chain<P> {
 /// How far behind byte `at` of a panel lies what is asked for there: near a panel's end it is the
 /// beginning of a panel of the next tile, as the panel behind it belongs to this tile.
 #[inline(always)]
-pub(super) fn ahead_of<const N: usize>(a: &LinearArgs, at: usize) -> usize {
+fn ahead_of<const N: usize>(a: &LinearArgs, at: usize) -> usize {
     let jump = if at + PREFETCH_BYTES >= a.panel_bytes { (N - 1) * a.panel_bytes } else { 0 };
     PREFETCH_BYTES + jump
 }
@@ -256,4 +256,4 @@ const FEW_STRIPS: usize = 22;
 /// The last strips of a group, which ask for the next.
 const ASKING_STRIPS: usize = 4;
 /// How far ahead weights are asked for. The hardware stops at page ends; this does not.
-const PREFETCH_BYTES: usize = 3072;
+pub(super) const PREFETCH_BYTES: usize = 3072;
