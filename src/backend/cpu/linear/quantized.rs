@@ -97,16 +97,37 @@ impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
         panel: usize,
         ahead: &mut Ahead,
     ) {
+        // Chosen here, not for each line: the loops are short of instructions to spare.
+        // SAFETY: the caller's contract.
+        unsafe {
+            if R <= FEW && a.rows == R {
+                Self::tile_of::<R, N, true>(a, row, panel, ahead);
+            } else {
+                Self::tile_of::<R, N, false>(a, row, panel, ahead);
+            }
+        }
+    }
+}
+
+impl<I: Integer, F: Format> Quantized<I, F> {
+    /// With `NEXT` the next tile is asked for meanwhile, in memory's order, which is the fastest
+    /// where only one strip of few rows reads these panels; else what comes soon of each panel.
+    #[inline(always)]
+    unsafe fn tile_of<const R: usize, const N: usize, const NEXT: bool>(
+        a: &LinearArgs,
+        row: usize,
+        panel: usize,
+        ahead: &mut Ahead,
+    ) {
         let mut sums = [[I::Floats::splat(0.0); N]; R];
         // SAFETY: rows and panels are in range; each panel and each row of inputs hold `steps`
         // groups in the layouts above.
         unsafe {
             let x = a.x.add(row * a.ldx);
             let w = a.weights.add(panel * a.panel_bytes);
-            let soon = Soon::<R, N>::new(a, panel);
             for group in 0..a.steps {
                 ahead.ask::<I::Floats>();
-                let acc = integers::<I, F, R, N>(a, (x, w), group, &soon);
+                let acc = integers::<I, F, R, N, NEXT>(a, x, w, group);
                 let scales = x.add(a.steps * F::GROUP + 4 * group).cast::<f32>();
                 for n in 0..N {
                     let own = w.add(n * a.panel_bytes + F::scales_at(group)).cast::<u16>();
@@ -131,42 +152,17 @@ impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
     }
 }
 
-/// What a tile of `R x N` asks for while it is multiplied.
-struct Soon<const R: usize, const N: usize> {
-    /// The next tile, if only one strip of few rows reads these panels: memory is fastest where all
-    /// is read in its order.
-    next: Option<*const u8>,
-}
-
-impl<const R: usize, const N: usize> Soon<R, N> {
-    /// From `panel` on.
-    #[inline(always)]
-    fn new(a: &LinearArgs, panel: usize) -> Self {
-        let next = || a.weights.wrapping_add((panel + N) * a.panel_bytes);
-        Self { next: (R <= FEW && a.rows == R).then(next) }
-    }
-
-    /// With the line at `p`, byte `at` of panel `n`; of the same panel what comes soon, else.
-    #[inline(always)]
-    fn ask<S: Simd16>(&self, p: *const u8, at: usize, n: usize) {
-        match self.next {
-            Some(next) if R <= FEW => S::prefetch_l2(next.wrapping_add(N * at + 64 * n)),
-            _ => S::prefetch(p.wrapping_add(PREFETCH_BYTES)),
-        }
-    }
-}
-
 /// Rows that are multiplied faster than memory brings their weights.
 const FEW: usize = 4;
 
 /// One group's sums, in integers.
 #[allow(clippy::needless_range_loop, reason = "walked by index, as below")]
 #[inline(always)]
-unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
+unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize, const NEXT: bool>(
     a: &LinearArgs,
-    (x, w): (*const u8, *const u8),
+    x: *const u8,
+    w: *const u8,
     group: usize,
-    soon: &Soon<R, N>,
 ) -> [[I; N]; R] {
     let mut acc = [[I::splat(0); N]; R];
     // Whole bytes less 128 are less their zero already: the correction is in the products.
@@ -180,15 +176,29 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
             *acc = [I::splat(first); N];
         }
         let x = x.add(group * F::GROUP).cast::<i32>();
-        let first = F::weights_at(group);
-        let w = w.add(first);
+        // As many lines of the next tile as this group has, scales of a pair of groups with it.
+        let next = w.wrapping_add(N * (a.panel_bytes + F::weights_at(group)));
+        if NEXT && F::NIBBLES && group % 2 == 1 {
+            for n in 0..N {
+                I::Floats::prefetch_l2(next.wrapping_add((F::LOADS * N + n) * 64));
+            }
+        }
+        let w = w.add(F::weights_at(group));
         for load in 0..F::LOADS {
             let mut bytes = [I::bytes(w.add(load * 64)); N];
-            soon.ask::<I::Floats>(w.add(load * 64), first + load * 64, 0);
+            if NEXT {
+                for n in 0..N {
+                    I::Floats::prefetch_l2(next.wrapping_add((load * N + n) * 64));
+                }
+            } else {
+                I::Floats::prefetch(w.wrapping_add(load * 64 + PREFETCH_BYTES));
+            }
             for (n, bytes) in bytes.iter_mut().enumerate().skip(1) {
                 let p = w.add(n * a.panel_bytes + load * 64);
                 *bytes = I::bytes(p);
-                soon.ask::<I::Floats>(p, first + load * 64, n);
+                if !NEXT {
+                    I::Floats::prefetch(p.wrapping_add(PREFETCH_BYTES));
+                }
             }
             if I::SIGNED {
                 row_by_row::<I, F, R, N>(&mut acc, &bytes, x.add(load << F::NIBBLES as usize), a);
@@ -203,12 +213,6 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize>(
             } else {
                 step::<I, R, N>(&mut acc, bytes, x.add(load), a.ldx);
             }
-        }
-    }
-    // The scales of two groups are a line of their own.
-    if F::NIBBLES && R <= FEW && group % 2 == 1 {
-        for n in 0..N {
-            soon.ask::<I::Floats>(w, F::scales_at(group - 1), n);
         }
     }
     acc
