@@ -74,7 +74,7 @@ fn main() {
 
 /// What spinning and pinning cost or bring, alone and while a thread of the host's keeps a core.
 fn with_a_busy_host(options: &EngineOptions) {
-    for (spin, pin) in [(0, false), (10, false), (50, false), (50, true), (500, false)] {
+    for (spin, pin) in [(0, false), (50, false), (1000, false), (10_000, false), (10_000, true)] {
         let mut options = options.clone();
         (options.cpu_spin_us, options.cpu_pin_threads) = (spin, pin);
         let engine = ready(options);

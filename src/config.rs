@@ -212,8 +212,8 @@ pub struct EngineOptions {
     pub cpu_isa: Option<CpuIsa>,
     /// Binds each compute thread to a core. Default false: the host's threads need cores too.
     pub cpu_pin_threads: bool,
-    /// Microseconds that a compute thread which waits for others looks before it sleeps; 0: it
-    /// sleeps at once. Default 50.
+    /// Microseconds that a compute thread which waits for others looks before it sleeps, letting
+    /// other threads run between its looks; 0: it sleeps at once. Default 10,000.
     pub cpu_spin_us: usize,
     /// Whether a thread commits the KV cache's pages behind the engine's start, while it is idle;
     /// they are committed as they are touched else. When absent, whether `kv_cache_memory_bytes` is
@@ -260,7 +260,7 @@ impl EngineOptions {
             cpu_threads: None,
             cpu_isa: None,
             cpu_pin_threads: false,
-            cpu_spin_us: 50,
+            cpu_spin_us: 10_000,
             cpu_commit_kv: None,
             debug: DebugOptions::default(),
         }

@@ -334,10 +334,11 @@ typedef struct VrustEngineOptions {
   /// "neon_bf16", "neon", "portable"; the best of the machine when absent), cpu_pin_threads
   /// (binds each compute thread to a core; false),
   /// cpu_spin_us (microseconds that a compute thread which waits for others looks before it
-  /// sleeps: 50; 0: it sleeps at once), cpu_commit_kv (a thread of lowest priority commits the KV
-  /// cache's pages behind the engine's start, so that no request waits for the kernel to clear
-  /// them; false: each is committed when it is first touched; when absent, whether
-  /// kv_cache_memory_bytes is given), and `debug`, an object of aids for tests:
+  /// sleeps, letting other threads run between its looks: 10000; 0: it sleeps at once),
+  /// cpu_commit_kv (a thread of lowest priority commits the KV cache's pages behind the engine's
+  /// start, so that no request waits for the kernel to clear them; false: each is committed when
+  /// it is first touched; when absent, whether kv_cache_memory_bytes is given), and `debug`, an
+  /// object of aids for tests:
   /// panic_at_step (the engine's thread panics there: see what a bug does), nan_logits_for (the
   /// user_data of requests whose logits become NaN), poison_free_blocks, shuffle_blocks (a seed),
   /// check_integrity.

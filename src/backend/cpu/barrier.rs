@@ -1,13 +1,14 @@
-//! A barrier that spins for a moment and then sleeps.
+//! A barrier that spins, then lets others run between its looks, then sleeps.
 //!
-//! A step has hundreds of barriers, microseconds apart, so that sleeping at each would cost more
-//! than the work. But a host's own threads may hold the core that the last thread needs: then
-//! spinning only keeps it away longer.
+//! A step has hundreds of barriers, so that sleeping at each would cost more than the work: a
+//! virtual machine's core that sleeps may have to wait for its turn before it goes on. But a host's
+//! own threads, or the very thread that is waited for, may be in line for this core: spinning
+//! without end would keep them away.
 
 use std::time::{Duration, Instant};
 
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Condvar, Mutex, hint};
+use crate::sync::{Condvar, Mutex, hint, thread};
 
 /// Lets `threads` threads meet again and again.
 pub struct Barrier {
@@ -69,7 +70,7 @@ impl Barrier {
             return false;
         }
         // Most meetings end before the clock is asked for the first time.
-        let mut began = None;
+        let (mut began, mut yields) = (None, false);
         loop {
             for _ in 0..LOOKS {
                 if self.generation.load(Ordering::Acquire) != generation {
@@ -78,13 +79,14 @@ impl Barrier {
                 if !may_spin() {
                     return false;
                 }
-                hint::spin_loop();
+                if yields { thread::yield_now() } else { hint::spin_loop() }
             }
+            let waited = began.get_or_insert_with(Instant::now).elapsed();
             // Shuttle explores schedules, and a clock has no place in one.
-            let passed = |began: Instant| cfg!(feature = "shuttle") || began.elapsed() >= self.spin;
-            if passed(*began.get_or_insert_with(Instant::now)) {
+            if cfg!(feature = "shuttle") || waited >= self.spin {
                 return false;
             }
+            yields = waited >= ALONE;
         }
     }
 
@@ -106,6 +108,8 @@ impl Barrier {
     }
 }
 
+/// How long a thread looks before it lets others run between its looks.
+const ALONE: Duration = Duration::from_micros(10);
 /// Looks between two of the clock.
 const LOOKS: usize = if cfg!(feature = "shuttle") { 1 } else { 32 };
 

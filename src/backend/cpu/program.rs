@@ -449,7 +449,6 @@ impl Context<'_> {
             plan,
             partials: self.workspace.partials.as_ptr(),
         };
-        let kv_heads = op.heads.num_kv_heads;
         if phase == 1 {
             for (tile, split) in plan.split.iter().enumerate() {
                 let vectors: Range<usize> =
@@ -461,10 +460,10 @@ impl Context<'_> {
         }
         // SAFETY: entry `thread` is this thread's own.
         let scratch = unsafe { &mut *self.workspace.scratch[thread].0.get() };
-        let count = plan.items.len() * kv_heads;
+        let count = plan.items.len() * op.heads.num_kv_heads;
         let take = || {
             let next = self.cursors[index].fetch_add(1, Ordering::Relaxed);
-            (next < count).then_some((next / kv_heads, next % kv_heads))
+            (next < count).then(|| plan.work(next))
         };
         let mut mine = take();
         while let Some((item, kv_head)) = mine {

@@ -204,7 +204,7 @@ impl Shared {
 }
 
 /// How long a thread spins where nobody says.
-pub(crate) const SPIN: Duration = Duration::from_micros(50);
+pub(crate) const SPIN: Duration = Duration::from_millis(10);
 /// As little as still catches who is on the way.
 const SPIN_WHEN_CROWDED: Duration = Duration::from_micros(1);
 

@@ -172,9 +172,7 @@ unsafe fn vectors<P: Cached, const R: usize, const N: usize>(
         if P::SCALED {
             gather(p);
         }
-        for v in 0..R {
-            results[v] = softmax::<P>(p.t, v, rows.visible(v, p.start), (p.from, p.to));
-        }
+        softmax::<P>(p.t, rows, p.start, (p.from, p.to), results);
         let (mut group, groups) = (0, p.t.kv.dim_padded / 16);
         while group < groups {
             if group + N <= groups {

@@ -141,13 +141,13 @@ impl Next<'_> {
     /// Its keys, to be asked for while values are multiplied: a block of keys is as long as one of
     /// values, so that what lies as far in it is asked for, and all of it in the end.
     #[inline(always)]
-    pub(super) fn keys(&self, kv: &LayerKv) -> [*const u8; EIGHTS] {
+    pub(super) fn keys(&self, kv: &LayerKv, places: &mut [*const u8; EIGHTS]) {
         let last = self.blocks.len() - 1;
-        std::array::from_fn(|i| {
+        for (i, place) in places.iter_mut().enumerate() {
             let position = self.span * SPAN + i * 8;
             let block = self.blocks[(position / kv.block_size).min(last)].index();
             let within = position % kv.block_size / kv.step() * kv.v_step_bytes();
-            kv.k.wrapping_add(kv.k_at(block, self.kv_head, 0) + within).cast_const()
-        })
+            *place = kv.k.wrapping_add(kv.k_at(block, self.kv_head, 0) + within);
+        }
     }
 }

@@ -19,6 +19,9 @@ pub(crate) struct Item {
     pub(crate) partials: Option<usize>,
     /// The tile's first span.
     pub(crate) first_span: usize,
+    /// The items of this one's sequence, this one among them: all of them read the same keys and
+    /// values. An item of a split tile is alone.
+    run: Range<usize>,
 }
 
 /// A tile whose spans were split over items, to be merged.
@@ -92,6 +95,7 @@ impl Plan {
                     spans: start..(start + step).min(spans.end),
                     partials: is_split.then_some(used),
                     first_span: spans.start,
+                    run: self.items.len()..self.items.len() + 1,
                 });
             }
             if is_split {
@@ -99,6 +103,27 @@ impl Plan {
                 used += floats;
             }
         }
+        self.find_runs();
+    }
+
+    /// Brings together the items of each sequence.
+    fn find_runs(&mut self) {
+        for run in self
+            .items
+            .chunk_by_mut(|a, b| a.seq == b.seq && a.partials.is_none() && b.partials.is_none())
+        {
+            let all = run[0].run.start..run[0].run.start + run.len();
+            run.iter_mut().for_each(|item| item.run = all.clone());
+        }
+    }
+
+    /// The `index`-th work, an item and a KV head: one KV head of a sequence after the other, so
+    /// that all of its items find what they read in a cache.
+    pub(crate) fn work(&self, index: usize) -> (usize, usize) {
+        let kv_heads = self.heads.num_kv_heads;
+        let run = &self.items[index / kv_heads].run;
+        let within = index - run.start * kv_heads;
+        (run.start + within % run.len(), within / run.len())
     }
 }
 

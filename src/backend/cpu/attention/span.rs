@@ -50,6 +50,17 @@ impl Rows {
         let low = self.low[v].saturating_sub(start).min(SPAN);
         (low, self.high[v].saturating_sub(start).min(SPAN).max(low))
     }
+
+    /// Whether each of the vectors sees something of the span from `start`.
+    #[inline(always)]
+    pub(super) fn all_see(&self, vectors: std::ops::Range<usize>, start: usize) -> bool {
+        let mut all = true;
+        for v in vectors {
+            let (low, high) = self.visible(v, start);
+            all &= low < high;
+        }
+        all
+    }
 }
 
 /// Most groups of sixteen that are computed side by side.
@@ -101,17 +112,20 @@ pub(super) unsafe fn run<P: Cached, const R: usize, const N: usize>(
         if P::SCALED {
             places.gather(t, eights);
         }
-        for (v, result) in results.iter_mut().enumerate().take(rows.count) {
-            *result = softmax::<P>(t, v, rows.visible(v, start), (from, to));
-        }
+        softmax::<P>(t, rows, start, (from, to), &mut results);
         let (mut group, groups) = (0, t.kv.dim_padded / 16);
-        let next = next.map_or(places.values, |next| next.keys(t.kv));
+        let mut ahead = places.values;
+        if let Some(next) = next
+            && asks::<R>(rows)
+        {
+            next.keys(t.kv, &mut ahead);
+        }
         while group < groups {
             if group + N <= groups {
-                values_of::<P, R, N>(t, rows, &places, (start, from, to), group, &next);
+                values_of::<P, R, N>(t, rows, &places, (start, from, to), group, &ahead);
                 group += N;
             } else {
-                values_of::<P, R, 1>(t, rows, &places, (start, from, to), group, &next);
+                values_of::<P, R, 1>(t, rows, &places, (start, from, to), group, &ahead);
                 group += 1;
             }
         }
@@ -125,6 +139,13 @@ fn widens<P: Cached, const R: usize>(rows: &Rows) -> bool {
     P::SCALED && rows.count > R
 }
 
+/// Whether values ask for the keys that come next: where many vectors share what is read, reading is
+/// not what takes time.
+#[inline(always)]
+fn asks<const R: usize>(rows: &Rows) -> bool {
+    rows.count <= R
+}
+
 /// Scores of all vectors at `N` groups of sixteen positions.
 #[inline(always)]
 unsafe fn scores_of<P: Cached, const R: usize, const N: usize>(
@@ -135,13 +156,18 @@ unsafe fn scores_of<P: Cached, const R: usize, const N: usize>(
 ) {
     let group = at.1;
     let mut keys = Keys {
-        low: std::array::from_fn(|n| places.keys[2 * (group + n)]),
-        high: std::array::from_fn(|n| places.keys[2 * (group + n) + 1]),
+        low: [places.keys[2 * group]; N],
+        high: [places.keys[2 * group + 1]; N],
         apart: t.kv.k_apart(),
-        next: std::array::from_fn(|n| places.keys[2 * (group + n) + AHEAD]),
-        values: std::array::from_fn(|n| places.values[2 * (group + n)]),
+        next: [places.keys[2 * group + AHEAD]; N],
+        values: [places.values[2 * group]; N],
         whole: places.run == 16,
     };
+    for n in 1..N {
+        let eight = 2 * (group + n);
+        (keys.low[n], keys.high[n]) = (places.keys[eight], places.keys[eight + 1]);
+        (keys.next[n], keys.values[n]) = (places.keys[eight + AHEAD], places.values[eight]);
+    }
     // SAFETY: the caller's contract; the scratch holds `N` groups of keys.
     unsafe {
         if !widens::<P, R>(rows) {
@@ -260,8 +286,11 @@ unsafe fn values_of<P: Cached, const R: usize, const N: usize>(
     next: &[*const u8; EIGHTS],
 ) {
     let apart = t.kv.v_apart();
-    let [places, next] = [places.values, *next].map(|p| p.map(|p| p.wrapping_add(group * apart)));
-    let mut values = Values { places, apart, next, next_apart: apart };
+    let mut values = Values { places: places.values, apart, next: *next, next_apart: apart };
+    for i in 0..EIGHTS {
+        values.places[i] = values.places[i].wrapping_add(group * apart);
+        values.next[i] = values.next[i].wrapping_add(group * apart);
+    }
     // SAFETY: the caller's contract; the scratch holds `N` groups of a span.
     unsafe {
         if !widens::<P, R>(rows) {
@@ -274,8 +303,10 @@ unsafe fn values_of<P: Cached, const R: usize, const N: usize>(
                 P::widen(weights, t.widened.add((n * WIDENED_STEPS + step) * bytes));
             }
         }
-        let eight = |i: usize| t.widened.cast_const().wrapping_add(i * 8 / P::STEP * bytes);
-        (values.places, values.apart) = (std::array::from_fn(eight), WIDENED_STEPS * bytes);
+        values.apart = WIDENED_STEPS * bytes;
+        for i in 0..EIGHTS {
+            values.places[i] = t.widened.cast_const().wrapping_add(i * 8 / P::STEP * bytes);
+        }
         values_by_rows::<P::Widened, R, N>(t, rows, start, group, &values);
     }
 }
@@ -320,8 +351,7 @@ unsafe fn value_chunk<P: Cached, const R: usize, const N: usize>(
     let range = (low, rows.visible(vector + R - 1, start).1);
     // SAFETY: the caller's contract.
     unsafe {
-        // Where many vectors share what is read, reading is not what takes time.
-        if vector == 0 && rows.count <= R {
+        if vector == 0 && asks::<R>(rows) {
             value_tile::<P, R, N, true>(t, values, range, vector, group);
         } else {
             value_tile::<P, R, N, false>(t, values, range, vector, group);

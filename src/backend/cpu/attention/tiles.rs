@@ -47,9 +47,7 @@ pub(super) unsafe fn run<P: Cached>(
     // SAFETY: by `attend`'s contract.
     unsafe {
         scores::<P>(t, rows.count, start, &seen);
-        for (v, result) in results.iter_mut().enumerate().take(rows.count) {
-            *result = softmax::<P>(t, v, rows.visible(v, start), whole);
-        }
+        softmax::<P>(t, rows, start, whole, &mut results);
         values::<P>(t, rows.count, start, &seen);
     }
     release();

@@ -3,9 +3,8 @@
 //! ```text
 //!  a thread's panels ─► groups that stay in L2 ─► strips of ROWS rows ─► tiles ROWS x PANELS
 //! ```
-//! Weights come from memory once; all strips of rows go over a group while it is in L2. Where there
-//! are few strips the last of them ask for the next group, so that reading and multiplying go on
-//! side by side.
+//! Weights come from memory once; all strips of rows go over a group while it is in L2. The last of
+//! them ask for the next group, so that reading and multiplying go on side by side.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -77,9 +76,13 @@ unsafe fn panels<T: Tiles, const ROWS: usize, const PANELS: usize>(
     panels: Range<usize>,
 ) {
     let strips = a.rows.div_ceil(ROWS);
-    // One strip alone streams its weights by itself; many hide the reading of the next group.
-    let asks = (2..=FEW_STRIPS).contains(&strips);
-    let bytes = if asks { GROUP_BYTES / 2 } else { GROUP_BYTES };
+    // One strip alone streams its weights by itself.
+    let asks = strips > 1;
+    let bytes = match strips {
+        ..=1 => GROUP_BYTES,
+        2..=FEW_STRIPS => GROUP_BYTES / 2,
+        _ => GROUP_BYTES / 4 * 3,
+    };
     let per_group = (bytes / a.panel_bytes.max(1)).max(PANELS) / PANELS * PANELS;
     let mut start = panels.start;
     while start < panels.end {
@@ -248,10 +251,10 @@ pub(super) unsafe fn finish<S: Simd16, const R: usize, const N: usize>(
     }
 }
 
-/// Weights that all strips of rows go over before the next: half of an L2 of 1 MiB, or, with the
-/// next ones that are asked for meanwhile, half and half of that.
+/// Weights that all strips of rows go over before the next: half of an L2 of 1 MiB; less of it with
+/// the next ones, which are asked for meanwhile.
 const GROUP_BYTES: usize = 512 << 10;
-/// Strips up to which the next group is asked for.
+/// Strips up to which the next group is asked for as long as this one is multiplied, about.
 const FEW_STRIPS: usize = 22;
 /// The last strips of a group, which ask for the next.
 const ASKING_STRIPS: usize = 4;
