@@ -11,13 +11,16 @@ use super::linear::{ConvertArgs, LinearArgs, Wide};
 use super::norm::NormArgs;
 use super::rope::RopeArgs;
 use super::simd::portable::Portable;
-use super::{attention, elementwise, linear, norm, rope};
+use super::{attention, elementwise, kv, linear, norm, rope};
 use crate::config::CpuIsa;
 
 /// A kernel over a range of units (rows, panels, heads): safe to call when the pointers in its
 /// arguments hold what their types say, no other thread works on the same units, and the machine
 /// has the path's features.
 pub(crate) type Kernel<A> = unsafe fn(&A, Range<usize>);
+
+/// A kernel over a work item and a KV head, with the calling thread's memory.
+pub(crate) type Attend = unsafe fn(&AttentionArgs<'_>, usize, usize, &mut Scratch);
 
 /// One path's kernels.
 #[derive(Clone, Copy)]
@@ -37,8 +40,9 @@ pub(crate) struct Kernels {
     pub(crate) gated: Kernel<GatedArgs>,
     /// Activation in place; units are elements.
     pub(crate) activate: Kernel<ActivateArgs>,
-    /// One work item of attention for one KV head.
-    pub(crate) attend: unsafe fn(&AttentionArgs<'_>, usize, usize, &mut Scratch),
+    /// One work item of attention for one KV head: where products are of f32, where they are of
+    /// bf16 (`LayerKv::bf16`).
+    pub(crate) attend: [Attend; 2],
     /// Merges the spans of one split tile for a range of query heads.
     pub(crate) merge: unsafe fn(&AttentionArgs<'_>, usize, Range<usize>),
 }
@@ -76,13 +80,10 @@ macro_rules! instantiate {
                 activate(ActivateArgs) = elementwise::activate::<$simd>;
             });
 
-            $(#[$feature])*
-            unsafe fn attend(a: &AttentionArgs<'_>, item: usize, head: usize, s: &mut Scratch) {
-                // SAFETY: the caller keeps the contract of `Kernel`.
-                unsafe { attention::attend::<Wide<$simd, f32>, $bf16, $vectors, $groups>(
-                        a, item, head, s,
-                    ) }
-            }
+            instantiate!(@attend [$(#[$feature])*] {
+                attend_f32 = Wide<$simd, f32>, $vectors, $groups;
+                attend_bf16 = $bf16, $vectors, $groups;
+            });
 
             $(#[$feature])*
             unsafe fn merge(a: &AttentionArgs<'_>, tile: usize, heads: Range<usize>) {
@@ -101,9 +102,20 @@ macro_rules! instantiate {
                 rope_write,
                 gated,
                 activate,
-                attend,
+                attend: [attend_f32, attend_bf16],
                 merge,
             };
+        }
+    };
+    (@attend $features:tt { $($name:ident = $panel:ty, $vectors:literal, $groups:literal;)* }) => {
+        $(instantiate!(@attend_one $features $name = $panel, $vectors, $groups);)*
+    };
+    (@attend_one [$(#[$feature:meta])*]
+        $name:ident = $panel:ty, $vectors:literal, $groups:literal) => {
+        $(#[$feature])*
+        unsafe fn $name(a: &AttentionArgs<'_>, item: usize, head: usize, s: &mut Scratch) {
+            // SAFETY: the caller keeps the contract of `Kernel`.
+            unsafe { attention::attend::<$panel, $vectors, $groups>(a, item, head, s) }
         }
     };
     (@kernels $features:tt { $($kernel:ident($args:ty) = $body:expr;)* }) => {
@@ -120,7 +132,7 @@ macro_rules! instantiate {
 
 instantiate!(
     portable, [],
-    Portable, [i32; 16], linear::Pairs<Portable>, false, 4 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
+    Portable, [i32; 16], linear::Pairs<Portable>, false, 2 x 1, 2 x 2, 2 x 1, 2 x 2, 2 x 1
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -136,12 +148,34 @@ instantiate!(
     avx512, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
     Avx512, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 8 x 2, 6 x 2, 6 x 2, 8 x 2
 );
+
+/// What bf16 products replace.
 #[cfg(target_arch = "x86_64")]
-instantiate!(
-    avx512bf16,
-    [target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, Avx512Integer, linear::avx512bf16::Dot<false>, true, 8 x 3, 6 x 4, 6 x 2, 6 x 2, 8 x 2
-);
+mod avx512bf16 {
+    use super::linear::avx512bf16::Dot;
+    use super::*;
+
+    instantiate!(@kernels [
+        #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    ] {
+        linear_bf16(LinearArgs) = run::<Chain<Dot<false>>, 8, 3, 6, 4>;
+    });
+    instantiate!(@attend [
+        #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    ] {
+        attend_bf16 = Dot<false>, 8, 2;
+    });
+
+    pub(super) const KERNELS: Kernels = {
+        let [_, f32, f16, bf16_wide, int8, int4] = avx512::KERNELS.linear;
+        Kernels {
+            linear: [linear_bf16, f32, f16, bf16_wide, int8, int4],
+            bf16_inputs: true,
+            attend: [avx512::KERNELS.attend[0], attend_bf16],
+            ..avx512::KERNELS
+        }
+    };
+}
 
 /// What VNNI replaces, on whichever AVX-512 path: integer sums are the same bits.
 #[cfg(target_arch = "x86_64")]
@@ -165,6 +199,7 @@ mod vnni {
 /// Linear layers and, in bf16, attention by tiles; the rest is as on AVX-512.
 #[cfg(target_arch = "x86_64")]
 mod amx {
+    use super::kv::KvType;
     use super::linear::amx::{Bf16, run};
     use super::linear::amx_int8::Bytes;
     use super::linear::avx512bf16::Dot;
@@ -178,10 +213,19 @@ mod amx {
         linear_int4(LinearArgs) = run::<Bytes<Int4>>;
     });
 
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    instantiate!(@attend [
+        #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    ] {
+        attend_tiles = Dot<true>, 8, 2;
+    });
+
+    /// The tiles have no int8 keys and values.
     unsafe fn attend(a: &AttentionArgs<'_>, item: usize, head: usize, s: &mut Scratch) {
+        let tiles = a.kv.kind == KvType::Bf16;
         // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { attention::attend::<Wide<Avx512, f32>, Dot<true>, 8, 2>(a, item, head, s) }
+        unsafe {
+            (if tiles { attend_tiles } else { avx512bf16::KERNELS.attend[1] })(a, item, head, s)
+        }
     }
 
     /// Few rows go through vectors, which have them done before the weights are there; the bits
@@ -202,6 +246,7 @@ mod amx {
     const fn with(int8: Kernel<LinearArgs>, int4: Kernel<LinearArgs>) -> Kernels {
         let [_, f32, f16, bf16_wide, ..] = avx512::KERNELS.linear;
         let linear = [linear_bf16, f32, f16, bf16_wide, int8, int4];
+        let attend = [avx512::KERNELS.attend[0], attend];
         Kernels { linear, bf16_inputs: true, attend, ..avx512::KERNELS }
     }
 

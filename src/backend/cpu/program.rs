@@ -458,6 +458,7 @@ impl Context<'_> {
             }
             return;
         }
+        let attend = self.kernels.attend[usize::from(op.kv.bf16)];
         // SAFETY: entry `thread` is this thread's own.
         let scratch = unsafe { &mut *self.workspace.scratch[thread].0.get() };
         let count = plan.items.len() * op.heads.num_kv_heads;
@@ -472,7 +473,7 @@ impl Context<'_> {
             let many = self.cursors[index].load(Ordering::Relaxed) + 2 * self.threads < count;
             scratch.next = if many { take() } else { None };
             // SAFETY: as in `run_phase`; the cursor gives each item and head to one thread.
-            unsafe { (self.kernels.attend)(&args, item, kv_head, scratch) };
+            unsafe { attend(&args, item, kv_head, scratch) };
             mine = scratch.next.or_else(take);
         }
     }

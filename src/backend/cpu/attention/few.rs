@@ -20,14 +20,14 @@ use crate::ids::BlockId;
 /// Most vectors that are few.
 const FEW: usize = 4;
 /// Accumulators that a path must have registers for.
-const ACCUMULATORS: usize = 16;
+pub(super) const ACCUMULATORS: usize = 16;
 /// How far ahead pieces are asked for.
 const AHEAD_BYTES: usize = 8 << 10;
 
-/// Whether `run` serves these vectors on a path that has registers for so many accumulators.
+/// Whether `run` serves these vectors, on a path that has registers for it.
 #[inline(always)]
-pub(super) fn serves(kv: &LayerKv, count: usize, accumulators: usize) -> bool {
-    accumulators >= ACCUMULATORS && count <= FEW && kv.block_size.is_multiple_of(16)
+pub(super) fn serves(kv: &LayerKv, count: usize) -> bool {
+    count <= FEW && kv.block_size.is_multiple_of(16)
 }
 
 /// As `span::run`, for positions `from..to` of the span from `start`; `from` is a multiple of 16.

@@ -252,10 +252,10 @@ impl Softmax {
     }
 }
 
-/// Computes one work item for one KV head, with panels `F` over an f32 cache and `B` over bf16, and
-/// what belongs to them over int8.
+/// Computes one work item for one KV head, with panels `P` over a cache of what they read, and what
+/// belongs to them over int8.
 #[inline(always)]
-pub(crate) unsafe fn attend<F: Cached, B: Cached, const R: usize, const N: usize>(
+pub(crate) unsafe fn attend<P: Cached, const R: usize, const N: usize>(
     a: &AttentionArgs<'_>,
     item: usize,
     kv_head: usize,
@@ -269,11 +269,11 @@ pub(crate) unsafe fn attend<F: Cached, B: Cached, const R: usize, const N: usize
         // SAFETY: by `Kernel`'s contract; the chunk lies within the item's vectors.
         unsafe {
             let vectors = first..first + count;
-            match (a.kv.kind, a.kv.bf16) {
-                (KvType::F32, _) => chunk::<F, R, N>(a, item, kv_head, vectors, scratch),
-                (KvType::Bf16, _) => chunk::<B, R, N>(a, item, kv_head, vectors, scratch),
-                (KvType::Int8, true) => chunk::<B::Bytes, R, N>(a, item, kv_head, vectors, scratch),
-                (KvType::Int8, _) => chunk::<F::Bytes, R, N>(a, item, kv_head, vectors, scratch),
+            // Tiles have no int8 keys and values.
+            if const { !P::TILES } && a.kv.kind == KvType::Int8 {
+                chunk::<P::Bytes, R, N>(a, item, kv_head, vectors, scratch);
+            } else {
+                chunk::<P, R, N>(a, item, kv_head, vectors, scratch);
             }
         }
         first += count;

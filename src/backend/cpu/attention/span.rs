@@ -90,7 +90,7 @@ pub(super) unsafe fn run<P: Cached, const R: usize, const N: usize>(
     // What any of the vectors sees, in whole groups of sixteen positions at its beginning.
     let from = rows.visible(0, start).0 / 16 * 16;
     let to = rows.visible(rows.count - 1, start).1;
-    if few::serves(t.kv, rows.count, R * N) {
+    if const { R * N >= few::ACCUMULATORS } && few::serves(t.kv, rows.count) {
         // SAFETY: by `attend`'s contract.
         return unsafe { few::run::<P>(t, rows, (start, from, to), next) };
     }
@@ -133,12 +133,6 @@ pub(super) unsafe fn run<P: Cached, const R: usize, const N: usize>(
     results
 }
 
-/// Whether so many vectors read int8 that it pays to convert it beforehand.
-#[inline(always)]
-fn widens<P: Cached, const R: usize>(rows: &Rows) -> bool {
-    P::SCALED && rows.count > R
-}
-
 /// Whether values ask for the keys that come next: where many vectors share what is read, reading is
 /// not what takes time.
 #[inline(always)]
@@ -170,7 +164,8 @@ unsafe fn scores_of<P: Cached, const R: usize, const N: usize>(
     }
     // SAFETY: the caller's contract; the scratch holds `N` groups of keys.
     unsafe {
-        if !widens::<P, R>(rows) {
+        // Where many vectors read int8 it pays to convert it beforehand.
+        if const { !P::SCALED } || rows.count <= R {
             return scores::<P, R, N>(t, rows, at, &keys);
         }
         let (steps, bytes) = (t.kv.dim.div_ceil(P::STEP), P::Widened::STEP_BYTES);
@@ -201,9 +196,9 @@ unsafe fn scores<P: Cached, const R: usize, const N: usize>(
         v += unsafe {
             if left >= R {
                 score_chunk::<P, R, N>(t, rows, v, at, keys)
-            } else if left >= 4 {
+            } else if const { R > 4 } && left >= 4 {
                 score_chunk::<P, 4, N>(t, rows, v, at, keys)
-            } else if left >= 2 {
+            } else if const { R > 2 } && left >= 2 {
                 score_chunk::<P, 2, N>(t, rows, v, at, keys)
             } else {
                 score_chunk::<P, 1, N>(t, rows, v, at, keys)
@@ -293,7 +288,7 @@ unsafe fn values_of<P: Cached, const R: usize, const N: usize>(
     }
     // SAFETY: the caller's contract; the scratch holds `N` groups of a span.
     unsafe {
-        if !widens::<P, R>(rows) {
+        if const { !P::SCALED } || rows.count <= R {
             return values_by_rows::<P, R, N>(t, rows, start, group, &values);
         }
         let bytes = P::Widened::STEP_BYTES;
@@ -327,9 +322,9 @@ unsafe fn values_by_rows<P: Cached, const R: usize, const N: usize>(
         v += unsafe {
             if left >= R {
                 value_chunk::<P, R, N>(t, rows, start, at, values)
-            } else if left >= 4 {
+            } else if const { R > 4 } && left >= 4 {
                 value_chunk::<P, 4, N>(t, rows, start, at, values)
-            } else if left >= 2 {
+            } else if const { R > 2 } && left >= 2 {
                 value_chunk::<P, 2, N>(t, rows, start, at, values)
             } else {
                 value_chunk::<P, 1, N>(t, rows, start, at, values)

@@ -100,7 +100,7 @@ impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
         // Chosen here, not for each line: the loops are short of instructions to spare.
         // SAFETY: the caller's contract.
         unsafe {
-            if R <= FEW && a.rows == R {
+            if const { R <= FEW } && a.rows == R {
                 Self::tile_of::<R, N, true>(a, row, panel, ahead);
             } else {
                 Self::tile_of::<R, N, false>(a, row, panel, ahead);

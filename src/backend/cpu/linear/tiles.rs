@@ -115,9 +115,9 @@ unsafe fn group<T: Tiles, const ROWS: usize, const PANELS: usize>(
         row += unsafe {
             if left >= ROWS {
                 self::strip::<T, ROWS, PANELS>(a, row, group, &mut ahead)
-            } else if left >= 4 {
+            } else if const { ROWS > 4 } && left >= 4 {
                 self::strip::<T, 4, PANELS>(a, row, group, &mut ahead)
-            } else if left >= 2 {
+            } else if const { ROWS > 2 } && left >= 2 {
                 self::strip::<T, 2, PANELS>(a, row, group, &mut ahead)
             } else {
                 self::strip::<T, 1, PANELS>(a, row, group, &mut ahead)
@@ -143,7 +143,7 @@ unsafe fn strip<T: Tiles, const R: usize, const PANELS: usize>(
             if left >= PANELS && !(PANELS == 3 && left == 4) {
                 T::tile::<R, PANELS>(a, row, panel, ahead);
                 panel += PANELS;
-            } else if left >= 2 && PANELS > 2 {
+            } else if const { PANELS > 2 } && left >= 2 {
                 T::tile::<R, 2>(a, row, panel, ahead);
                 panel += 2;
             } else {
