@@ -133,8 +133,8 @@ pub(super) unsafe fn run<P: Cached, const R: usize, const N: usize>(
     results
 }
 
-/// Whether values ask for the keys that come next: where many vectors share what is read, reading is
-/// not what takes time.
+/// Whether values ask for the keys that come next: where many vectors share what is read, reading
+/// is not what takes time.
 #[inline(always)]
 fn asks<const R: usize>(rows: &Rows) -> bool {
     rows.count <= R
