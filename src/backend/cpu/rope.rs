@@ -95,7 +95,7 @@ pub(crate) struct RopeArgs {
 }
 
 /// Heads that are asked for before they are needed.
-const AHEAD: usize = 4;
+const AHEAD: usize = 12;
 
 /// Normalises, rotates, and writes to the cache.
 #[inline(always)]

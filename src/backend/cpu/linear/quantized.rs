@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::LinearArgs;
-use super::tiles::{Ahead, PREFETCH_BYTES, Tiles, finish};
+use super::tiles::{Ahead, PREFETCH_BYTES, Tiles, ask_for_outputs, finish};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::integer::Integer;
 
@@ -125,6 +125,9 @@ impl<I: Integer, F: Format> Quantized<I, F> {
         unsafe {
             let x = a.x.add(row * a.ldx);
             let w = a.weights.add(panel * a.panel_bytes);
+            if const { R > 4 } {
+                ask_for_outputs::<I::Floats, R, N>(a, row, panel);
+            }
             for group in 0..a.steps {
                 ahead.ask::<I::Floats>();
                 let acc = integers::<I, F, R, N, NEXT>(a, x, w, group);

@@ -171,10 +171,16 @@ impl<P: Panel> Tiles for Chain<P> {
         unsafe {
             let x = a.x.cast::<P::X>().add(row * a.ldx);
             let w = a.weights.add(panel * a.panel_bytes);
+            if const { R > 4 } {
+                ask_for_outputs::<P::Acc, R, N>(a, row, panel);
+            }
             // One loop, not two: a loop around it would drive the accumulators out of registers.
             for step in 0..a.steps {
                 if step % Self::BLOCK == 0 {
                     ahead.ask::<P::Acc>();
+                    if const { R > 4 } {
+                        ask_for_inputs::<P, R>(a, x, step);
+                    }
                 }
                 let at = step * P::STEP_BYTES;
                 let far = at + if R <= 4 { ahead_of::<N>(a, at) } else { PREFETCH_BYTES };
@@ -192,6 +198,37 @@ impl<P: Panel> Tiles for Chain<P> {
                 }
             }
             finish(a, row, panel, acc);
+        }
+    }
+}
+
+/// Asks for the inputs of a block of steps that comes soon, of these rows or of the next strip's:
+/// where there are many rows they lie in a far cache.
+#[inline(always)]
+fn ask_for_inputs<P: Panel, const R: usize>(a: &LinearArgs, x: *const P::X, step: usize) {
+    let far = step + INPUTS_AHEAD;
+    let far = match far < a.steps {
+        true => far * P::STEP,
+        false => R * a.ldx + (far - a.steps) * P::STEP,
+    };
+    for r in 0..R {
+        P::Acc::prefetch(x.wrapping_add(r * a.ldx + far).cast());
+    }
+}
+
+/// Asks for what `finish` writes or adds to: another thread may have had it last.
+#[inline(always)]
+pub(super) fn ask_for_outputs<S: Simd16, const R: usize, const N: usize>(
+    a: &LinearArgs,
+    row: usize,
+    panel: usize,
+) {
+    let step = if a.gate.is_some() { 2 } else { 1 };
+    for n in (0..N).step_by(step) {
+        let (column, _) = a.columns(panel + n);
+        for r in 0..R {
+            let at = ((row + r) * a.ldo + column) * a.form.bytes();
+            S::prefetch(a.out.cast::<u8>().wrapping_add(at));
         }
     }
 }
@@ -258,5 +295,7 @@ const GROUP_BYTES: usize = 512 << 10;
 const FEW_STRIPS: usize = 22;
 /// The last strips of a group, which ask for the next.
 const ASKING_STRIPS: usize = 4;
+/// How many steps ahead the inputs of many rows are asked for.
+const INPUTS_AHEAD: usize = 64;
 /// How far ahead weights are asked for. The hardware stops at page ends; this does not.
 pub(super) const PREFETCH_BYTES: usize = 3072;
