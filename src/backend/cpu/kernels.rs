@@ -11,7 +11,7 @@ use super::linear::{ConvertArgs, LinearArgs, Wide};
 use super::norm::NormArgs;
 use super::rope::RopeArgs;
 use super::simd::portable::Portable;
-use super::{attention, elementwise, kv, linear, norm, rope};
+use super::{attention, elementwise, linear, norm, rope};
 use crate::config::CpuIsa;
 
 /// A kernel over a range of units (rows, panels, heads): safe to call when the pointers in its
@@ -199,11 +199,11 @@ mod vnni {
 /// Linear layers and, in bf16, attention by tiles; the rest is as on AVX-512.
 #[cfg(target_arch = "x86_64")]
 mod amx {
-    use super::kv::KvType;
     use super::linear::amx::{Bf16, run};
     use super::linear::amx_int8::Bytes;
     use super::linear::avx512bf16::Dot;
     use super::*;
+    use crate::backend::cpu::kv::KvType;
 
     instantiate!(@kernels [
         #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
