@@ -25,7 +25,10 @@ static void many_at_once(VrustEngine *engine, VrustQueue *queue) {
   free_consumer(&alone);
 }
 
-static void aborts(VrustEngine *engine, VrustQueue *queue) {
+/* Whether four requests were aborted before they had all their tokens: a busy machine may keep this
+ * thread waiting for longer than they take. */
+static int aborts_in_time(VrustEngine *engine, VrustQueue *queue) {
+  int in_time = 1;
   Consumer consumer = new_consumer();
   uint64_t ids[8];
   size_t i;
@@ -34,8 +37,10 @@ static void aborts(VrustEngine *engine, VrustQueue *queue) {
   for (i = 0; i < 4; i++) CHECK_OK(vrust_abort(engine, ids[i], &err));
   drain_until(&consumer, queue, 4);
   for (i = 0; i < 4; i++) {
-    CHECK(consumer.outcomes[i].finished.finish_reason == VRUST_FINISH_ABORT);
-    CHECK(consumer.outcomes[i].finished.completion_tokens < 200);
+    const VrustEvent *finished = &consumer.outcomes[i].finished;
+    int aborted = finished->finish_reason == VRUST_FINISH_ABORT;
+    CHECK(aborted == (finished->completion_tokens < 200));
+    in_time = in_time && aborted;
   }
   CHECK_OK(vrust_abort_all(engine, &err));
   drain_until(&consumer, queue, 8);
@@ -45,6 +50,12 @@ static void aborts(VrustEngine *engine, VrustQueue *queue) {
   }
   CHECK_STATUS(VRUST_ERROR_NOT_FOUND, vrust_abort(engine, ids[7] + 1, &err));
   free_consumer(&consumer);
+  return in_time;
+}
+
+static void aborts(VrustEngine *engine, VrustQueue *queue) {
+  int tries = 20;
+  while (!aborts_in_time(engine, queue)) CHECK(--tries > 0);
 }
 
 static void deadlines(VrustEngine *engine, VrustQueue *queue) {
