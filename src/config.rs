@@ -223,6 +223,9 @@ pub struct EngineOptions {
     pub debug: DebugOptions,
 }
 
+/// `cpu_spin_us` where nobody says.
+pub(crate) const CPU_SPIN_US: usize = 10_000;
+
 impl EngineOptions {
     /// Defaults for the model in `model`.
     pub fn new(model: impl Into<PathBuf>) -> Self {
@@ -260,7 +263,7 @@ impl EngineOptions {
             cpu_threads: None,
             cpu_isa: None,
             cpu_pin_threads: false,
-            cpu_spin_us: 10_000,
+            cpu_spin_us: CPU_SPIN_US,
             cpu_commit_kv: None,
             debug: DebugOptions::default(),
         }

@@ -27,7 +27,7 @@ use super::norm::NormArgs;
 use super::pack::{Packed, gather_rows};
 use super::rope::RopeArgs;
 use super::share;
-use super::simd::hint::prefetch;
+use super::simd::hint::prefetch_lines;
 use super::upcoming::Upcoming;
 use crate::backend::{Heads, LinearId, SeqInput, StepInput};
 use crate::error::Result;
@@ -425,8 +425,9 @@ impl Context<'_> {
             let scratch = only.then(|| self.workspace.rows[thread].as_ptr());
             for row in rows.clone() {
                 // Other threads may have had a part of each row last.
-                for line in 0..if row + 1 < rows.end { args.width.div_ceil(16) } else { 0 } {
-                    prefetch(args.x.wrapping_add((row + 1) * args.width + 16 * line).cast());
+                if row + 1 < rows.end {
+                    let next = args.x.wrapping_add((row + 1) * args.width);
+                    prefetch_lines(next.cast(), args.width * size_of::<f32>());
                 }
                 let out = scratch.unwrap_or_else(|| args.out.add(row * args.width));
                 kernel(&NormArgs { x: args.x.add(row * args.width), out, ..*args }, 0..1);

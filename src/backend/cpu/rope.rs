@@ -9,6 +9,7 @@ use super::memory::Buffer;
 use super::norm::rms_row;
 use super::share;
 use super::simd::Simd16;
+use super::simd::hint::prefetch_lines;
 use super::thread_pool::ThreadPool;
 use crate::backend::{Heads, RopeSpec};
 use crate::error::Result;
@@ -109,9 +110,7 @@ pub(crate) unsafe fn rope_write<S: Simd16>(a: &RopeArgs, units: Range<usize>) {
         unsafe {
             let x = a.qkv.add(unit * dim);
             // Another core may have made them: far, while the next ones are not guessed.
-            for line in 0..(dim * size_of::<f32>()).div_ceil(64) {
-                S::prefetch(x.wrapping_add(AHEAD * dim).cast::<u8>().wrapping_add(64 * line));
-            }
+            prefetch_lines(x.wrapping_add(AHEAD * dim).cast(), dim * size_of::<f32>());
             if head < queries + keys {
                 let norm = if head < queries { a.q_norm } else { a.k_norm };
                 if !norm.is_null() {

@@ -16,6 +16,7 @@ use super::affinity::{self, Cpus};
 use super::barrier::Barrier;
 use super::float_env::FloatEnv;
 use super::leases::Leases;
+use crate::config::CPU_SPIN_US;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, thread};
@@ -204,7 +205,7 @@ impl Shared {
 }
 
 /// How long a thread spins where nobody says.
-pub(crate) const SPIN: Duration = Duration::from_millis(10);
+pub(crate) const SPIN: Duration = Duration::from_micros(CPU_SPIN_US as u64);
 /// As little as still catches who is on the way.
 const SPIN_WHEN_CROWDED: Duration = Duration::from_micros(1);
 

@@ -20,6 +20,14 @@ pub(crate) fn prefetch(p: *const u8) {
     let _ = p;
 }
 
+/// Asks for a cache line at every 64th of `bytes` from `p` on.
+#[inline(always)]
+pub(crate) fn prefetch_lines(p: *const u8, bytes: usize) {
+    for at in (0..bytes).step_by(64) {
+        prefetch(p.wrapping_add(at));
+    }
+}
+
 /// Asks for the cache line at `p`, for later: as far as the second cache.
 #[inline(always)]
 pub(crate) fn prefetch_l2(p: *const u8) {
