@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::attention::plan::Work;
 use super::attention::{AttentionArgs, Scratch};
 use super::elementwise::{ActivateArgs, GatedArgs};
 use super::linear::quantized::{Int4, Int8, Quantized};
@@ -19,8 +20,8 @@ use crate::config::CpuIsa;
 /// has the path's features.
 pub(crate) type Kernel<A> = unsafe fn(&A, Range<usize>);
 
-/// A kernel over a work item and a KV head, with the calling thread's memory.
-pub(crate) type Attend = unsafe fn(&AttentionArgs<'_>, usize, usize, &mut Scratch);
+/// A kernel over a work of attention's plan, with the calling thread's memory.
+pub(crate) type Attend = unsafe fn(&AttentionArgs<'_>, Work, &mut Scratch);
 
 /// One path's kernels.
 #[derive(Clone, Copy)]
@@ -113,9 +114,9 @@ macro_rules! instantiate {
     (@attend_one [$(#[$feature:meta])*]
         $name:ident = $panel:ty, $vectors:literal, $groups:literal) => {
         $(#[$feature])*
-        unsafe fn $name(a: &AttentionArgs<'_>, item: usize, head: usize, s: &mut Scratch) {
+        unsafe fn $name(a: &AttentionArgs<'_>, work: Work, s: &mut Scratch) {
             // SAFETY: the caller keeps the contract of `Kernel`.
-            unsafe { attention::attend::<$panel, $vectors, $groups>(a, item, head, s) }
+            unsafe { attention::attend::<$panel, $vectors, $groups>(a, work, s) }
         }
     };
     (@kernels $features:tt { $($kernel:ident($args:ty) = $body:expr;)* }) => {
@@ -206,9 +207,13 @@ mod amx {
     use crate::backend::cpu::kv::KvType;
 
     instantiate!(@kernels [
-        #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     ] {
         linear_bf16(LinearArgs) = run::<Bf16>;
+    });
+    instantiate!(@kernels [
+        #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    ] {
         linear_int8(LinearArgs) = run::<Bytes<Int8>>;
         linear_int4(LinearArgs) = run::<Bytes<Int4>>;
     });
@@ -220,12 +225,10 @@ mod amx {
     });
 
     /// The tiles have no int8 keys and values.
-    unsafe fn attend(a: &AttentionArgs<'_>, item: usize, head: usize, s: &mut Scratch) {
+    unsafe fn attend(a: &AttentionArgs<'_>, work: Work, s: &mut Scratch) {
         let tiles = a.kv.kind == KvType::Bf16;
         // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe {
-            (if tiles { attend_tiles } else { avx512bf16::KERNELS.attend[1] })(a, item, head, s)
-        }
+        unsafe { (if tiles { attend_tiles } else { avx512bf16::KERNELS.attend[1] })(a, work, s) }
     }
 
     /// Few rows go through vectors, which have them done before the weights are there; the bits

@@ -336,6 +336,31 @@ impl LayerKv {
         }
     }
 
+    /// Whether `write_v_pair` serves: whole vectors of bf16.
+    #[inline(always)]
+    pub(crate) fn takes_pairs(&self) -> bool {
+        self.kind == KvType::Bf16 && self.dim == self.dim_padded
+    }
+
+    /// Writes one head's values of an even slot of the whole cache and of the next, `[dim]` each.
+    #[inline(always)]
+    pub(crate) unsafe fn write_v_pair<S: Simd16>(
+        &self,
+        slot: usize,
+        head: usize,
+        even: *const f32,
+        odd: *const f32,
+    ) {
+        let (block, slot) = (slot / self.block_size, slot % self.block_size);
+        for i in (0..self.dim).step_by(16) {
+            // SAFETY: as in `write_k`, for both slots; together they are a step.
+            unsafe {
+                let to = self.v.add(self.v_at(block, head, i / 16, slot));
+                S::load(even.add(i)).store_bf16_pairs(S::load(odd.add(i)), to.cast());
+            }
+        }
+    }
+
     /// Sixteen elements as words of one step each; the later half is unused in bf16.
     #[inline(always)]
     unsafe fn words<S: Simd16>(&self, v: S) -> [u32; 16] {

@@ -16,7 +16,7 @@ pub(crate) fn exp<S: Simd16>(x: S) -> S {
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = p.mul_add(r, S::splat(c));
     }
-    S::splat(0.0).where_less(x, S::splat(-87.33), p.mul(n.pow2()))
+    S::splat(0.0).where_less(x, S::splat(-87.33), p.mul_pow2(n))
 }
 
 /// `exp` of one value, the same bits as in any lane.

@@ -467,19 +467,19 @@ impl Context<'_> {
         let attend = self.kernels.attend[usize::from(op.kv.bf16)];
         // SAFETY: entry `thread` is this thread's own.
         let scratch = unsafe { &mut *self.workspace.scratch[thread].0.get() };
-        let count = plan.items.len() * op.heads.num_kv_heads;
+        let count = plan.works();
         let take = || {
             let next = self.cursors[index].fetch_add(1, Ordering::Relaxed);
             (next < count).then(|| plan.work(next))
         };
         let mut mine = take();
-        while let Some((item, kv_head)) = mine {
+        while let Some(work) = mine {
             // The next one is taken early, so that its keys can be asked for; the last ones are
             // not: a thread may be done before another begins with what it took.
             let many = self.cursors[index].load(Ordering::Relaxed) + 2 * self.threads < count;
             scratch.next = if many { take() } else { None };
             // SAFETY: as in `run_phase`; the cursor gives each item and head to one thread.
-            unsafe { attend(&args, item, kv_head, scratch) };
+            unsafe { attend(&args, work, scratch) };
             mine = scratch.next.or_else(take);
         }
     }

@@ -95,41 +95,130 @@ pub(crate) struct RopeArgs {
     pub(crate) narrow: bool,
 }
 
+impl RopeArgs {
+    /// Heads of a row.
+    #[inline(always)]
+    fn per_row(&self) -> usize {
+        self.heads.num_heads + 2 * self.heads.num_kv_heads
+    }
+
+    #[inline(always)]
+    fn at(&self, row: usize, head: usize) -> *mut f32 {
+        self.qkv.wrapping_add((row * self.per_row() + head) * self.heads.head_dim)
+    }
+
+    /// Asks for a head that comes soon. Another core may have made it: far, while the next ones are
+    /// not guessed.
+    #[inline(always)]
+    fn ask(&self, row: usize, head: usize) {
+        prefetch_lines(self.at(row, head).cast(), self.heads.head_dim * size_of::<f32>());
+    }
+
+    /// Whether `ROWS` rows from `row` on are written to slots side by side, the first of an even
+    /// number.
+    #[inline(always)]
+    unsafe fn is_run(&self, row: usize) -> bool {
+        // SAFETY: the caller vouches for the rows.
+        unsafe {
+            let first = *self.slots.add(row);
+            let mut run = first.is_multiple_of(ROWS as u64);
+            for i in 1..ROWS {
+                run &= *self.slots.add(row + i) == first + i as u64;
+            }
+            run
+        }
+    }
+}
+
 /// Heads that are asked for before they are needed.
 const AHEAD: usize = 12;
+/// Rows of which one head after the other is written: that of one block stays in the first cache.
+const ROWS: usize = 8;
 
 /// Normalises, rotates, and writes to the cache.
 #[inline(always)]
 pub(crate) unsafe fn rope_write<S: Simd16>(a: &RopeArgs, units: Range<usize>) {
-    let (queries, keys) = (a.heads.num_heads, a.heads.num_kv_heads);
-    let (per_row, dim) = (queries + 2 * keys, a.heads.head_dim);
-    for unit in units {
+    let per_row = a.per_row();
+    let mut unit = units.start;
+    while unit < units.end {
         let (row, head) = (unit / per_row, unit % per_row);
         // SAFETY: the unit is in range, by `Kernel`'s contract; positions and slots were checked
         // against the table and the cache when the step began.
         unsafe {
-            let x = a.qkv.add(unit * dim);
-            // Another core may have made them: far, while the next ones are not guessed.
-            prefetch_lines(x.wrapping_add(AHEAD * dim).cast(), dim * size_of::<f32>());
-            if head < queries + keys {
-                let norm = if head < queries { a.q_norm } else { a.k_norm };
-                if !norm.is_null() {
-                    rms_row::<S>(x, x, norm, dim, a.eps);
+            if head == 0 && unit + ROWS * per_row <= units.end && a.is_run(row) {
+                rows::<S>(a, row);
+                unit += ROWS * per_row;
+            } else {
+                a.ask(row, head + AHEAD);
+                turn::<S>(a, row, head);
+                write::<S>(a, row, head);
+                unit += 1;
+            }
+        }
+    }
+}
+
+/// A run of `ROWS` rows, head by head.
+#[inline(always)]
+unsafe fn rows<S: Simd16>(a: &RopeArgs, first: usize) {
+    let (values, per_row) = (a.heads.num_heads + a.heads.num_kv_heads, a.per_row());
+    let by_pairs = a.kv.takes_pairs();
+    for head in 0..per_row {
+        for row in first..first + ROWS {
+            // The same rows of the next head; behind the last one, those of the next run.
+            match head + 1 < per_row {
+                true => a.ask(row, head + 1),
+                false => a.ask(row + ROWS, 0),
+            }
+            // SAFETY: as in `rope_write`; a run starts at an even slot.
+            unsafe {
+                turn::<S>(a, row, head);
+                if head < values || !by_pairs {
+                    write::<S>(a, row, head);
+                } else if row % 2 != first % 2 {
+                    let (slot, even) = (*a.slots.add(row - 1) as usize, a.at(row - 1, head));
+                    a.kv.write_v_pair::<S>(slot, head - values, even, a.at(row, head));
                 }
-                if !a.table.is_null() {
-                    let position = *a.positions.add(row) as usize;
-                    rotate::<S>(x, a.table.add(position * 2 * a.half), a.half);
-                }
             }
-            if head < queries && a.narrow {
-                narrow::<S>(x, dim);
-            }
-            let slot = *a.slots.add(row) as usize;
-            if head >= queries + keys {
-                a.kv.write_v::<S>(slot, head - queries - keys, x);
-            } else if head >= queries {
-                a.kv.write_k::<S>(slot, head - queries, x);
-            }
+        }
+    }
+}
+
+/// Normalises and rotates queries and keys.
+#[inline(always)]
+unsafe fn turn<S: Simd16>(a: &RopeArgs, row: usize, head: usize) {
+    let (queries, keys) = (a.heads.num_heads, a.heads.num_kv_heads);
+    let (x, dim) = (a.at(row, head), a.heads.head_dim);
+    if head >= queries + keys {
+        return;
+    }
+    // SAFETY: as in `rope_write`.
+    unsafe {
+        let norm = if head < queries { a.q_norm } else { a.k_norm };
+        if !norm.is_null() {
+            rms_row::<S>(x, x, norm, dim, a.eps);
+        }
+        if !a.table.is_null() {
+            let position = *a.positions.add(row) as usize;
+            rotate::<S>(x, a.table.add(position * 2 * a.half), a.half);
+        }
+        if head < queries && a.narrow {
+            narrow::<S>(x, dim);
+        }
+    }
+}
+
+/// Writes a key or a value to the cache.
+#[inline(always)]
+unsafe fn write<S: Simd16>(a: &RopeArgs, row: usize, head: usize) {
+    let (queries, keys) = (a.heads.num_heads, a.heads.num_kv_heads);
+    // SAFETY: as in `rope_write`.
+    unsafe {
+        let (slot, x) = (*a.slots.add(row) as usize, a.at(row, head));
+        if head >= queries + keys {
+            a.kv.write_v::<S>(slot, head - queries - keys, x);
+        } else if head >= queries {
+            a.kv.write_k::<S>(slot, head - queries, x);
         }
     }
 }

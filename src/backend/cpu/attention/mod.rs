@@ -32,7 +32,7 @@ mod tiles;
 
 use cached::Cached;
 use places::Next;
-use plan::Plan;
+use plan::{Plan, Work};
 use span::Rows;
 
 /// Positions of a span.
@@ -73,14 +73,16 @@ pub(crate) struct AttentionArgs<'a> {
 impl AttentionArgs<'_> {
     /// Asks for the first queries of an item that is computed soon: they lie far apart.
     #[inline(always)]
-    fn ask_for_queries<S: Simd16>(&self, item: &plan::Item, kv_head: usize) {
+    fn ask_for_queries<S: Simd16>(&self, work: Work) {
         let group = self.heads.num_heads / self.heads.num_kv_heads;
+        let (item, kv_head, per_row) =
+            (&self.plan.items[work.item], work.kv_head, work.kv_heads * group);
         let (dim, width) = (self.heads.head_dim, self.heads.qkv_width());
         let bytes = dim * if self.narrow { 2 } else { 4 };
         let row = self.seqs[item.seq].query_start + item.first_row;
         let first = self.qkv.wrapping_add(row * width + kv_head * group * dim);
-        for vector in 0..(item.rows * group).min(TILE_VECTORS) {
-            let query = first.wrapping_add(vector / group * width + vector % group * dim);
+        for vector in 0..(item.rows * per_row).min(TILE_VECTORS) {
+            let query = first.wrapping_add(vector / per_row * width + vector % per_row * dim);
             for line in 0..bytes.div_ceil(64) {
                 S::prefetch_l2(query.cast::<u8>().wrapping_add(64 * line));
             }
@@ -92,7 +94,7 @@ impl AttentionArgs<'_> {
         &self,
         (item, seq, kv_head): (&plan::Item, &SeqInput, usize),
         span: usize,
-        next: Option<(usize, usize)>,
+        next: Option<Work>,
     ) -> Option<Next<'_>> {
         let blocks = |seq: &SeqInput| &self.table[seq.block_table_start..][..seq.num_blocks];
         // What the scores before it ask for reaches over a short one at the end.
@@ -100,7 +102,7 @@ impl AttentionArgs<'_> {
         if span + 1 < item.spans.end && (span + 1) * SPAN + places::AHEAD * 8 < end {
             return Some(Next { blocks: blocks(seq), kv_head, span: span + 1 });
         }
-        let (item, kv_head) = next?;
+        let Work { item, kv_head, .. } = next?;
         let item = &self.plan.items[item];
         Some(Next { blocks: blocks(&self.seqs[item.seq]), kv_head, span: item.spans.start })
     }
@@ -122,8 +124,8 @@ pub(crate) struct Scratch {
     scales: Buffer<f32>,
     /// Keys or values of int8, converted.
     widened: Buffer<u8>,
-    /// Item and KV head that this thread computes after the one at hand, where that is known.
-    pub(crate) next: Option<(usize, usize)>,
+    /// What this thread computes after the work at hand, where that is known.
+    pub(crate) next: Option<Work>,
 }
 
 impl Scratch {
@@ -150,11 +152,12 @@ impl Scratch {
         &self,
         a: &'a AttentionArgs<'_>,
         seq: &SeqInput,
-        kv_head: usize,
+        (kv_head, kv_heads): (usize, usize),
     ) -> span::Tile<'a, X> {
         span::Tile {
             kv: &a.kv,
             kv_head,
+            kv_heads,
             blocks: &a.table[seq.block_table_start..][..seq.num_blocks],
             queries: self.queries.as_ptr().cast(),
             scores: self.scores.as_ptr(),
@@ -252,31 +255,35 @@ impl Softmax {
     }
 }
 
-/// Computes one work item for one KV head, with panels `P` over a cache of what they read, and what
+/// Computes a work item for some KV heads, with panels `P` over a cache of what they read, and what
 /// belongs to them over int8.
 #[inline(always)]
 pub(crate) unsafe fn attend<P: Cached, const R: usize, const N: usize>(
     a: &AttentionArgs<'_>,
-    item: usize,
-    kv_head: usize,
+    work: Work,
     scratch: &mut Scratch,
 ) {
-    let item = &a.plan.items[item];
-    let vectors = item.rows * (a.heads.num_heads / a.heads.num_kv_heads);
-    let mut first = 0;
-    while first < vectors {
-        let count = (vectors - first).min(TILE_VECTORS);
-        // SAFETY: by `Kernel`'s contract; the chunk lies within the item's vectors.
-        unsafe {
-            let vectors = first..first + count;
-            // Tiles have no int8 keys and values.
-            if const { !P::TILES } && a.kv.kind == KvType::Int8 {
-                chunk::<P::Bytes, R, N>(a, item, kv_head, vectors, scratch);
-            } else {
-                chunk::<P, R, N>(a, item, kv_head, vectors, scratch);
+    let item = &a.plan.items[work.item];
+    let group = a.heads.num_heads / a.heads.num_kv_heads;
+    let int8 = a.kv.kind == KvType::Int8;
+    let at_once = match few::takes_heads::<P, R, N>(&a.kv, item.rows * group) && !int8 {
+        true => work.kv_heads,
+        false => 1,
+    };
+    for kv_head in (work.kv_head..work.kv_head + work.kv_heads).step_by(at_once) {
+        let (heads, vectors) = ((kv_head, at_once), item.rows * group * at_once);
+        for first in (0..vectors).step_by(TILE_VECTORS) {
+            // SAFETY: by `Kernel`'s contract; the chunk lies within the item's vectors.
+            unsafe {
+                let vectors = first..(first + TILE_VECTORS).min(vectors);
+                // Tiles have no int8 keys and values.
+                if const { !P::TILES } && int8 {
+                    chunk::<P::Bytes, R, N>(a, item, heads, vectors, scratch);
+                } else {
+                    chunk::<P, R, N>(a, item, heads, vectors, scratch);
+                }
             }
         }
-        first += count;
     }
 }
 
@@ -285,11 +292,12 @@ pub(crate) unsafe fn attend<P: Cached, const R: usize, const N: usize>(
 unsafe fn chunk<P: Cached, const R: usize, const N: usize>(
     a: &AttentionArgs<'_>,
     item: &plan::Item,
-    kv_head: usize,
+    (kv_head, kv_heads): (usize, usize),
     vectors: Range<usize>,
     scratch: &mut Scratch,
 ) {
     let group = a.heads.num_heads / a.heads.num_kv_heads;
+    let per_row = kv_heads * group;
     let (dim, dim_padded) = (a.heads.head_dim, a.kv.dim_padded);
     let (seq, count) = (&a.seqs[item.seq], vectors.len());
     let mut rows = Rows { count, low: [0; TILE_VECTORS], high: [0; TILE_VECTORS] };
@@ -297,7 +305,7 @@ unsafe fn chunk<P: Cached, const R: usize, const N: usize>(
     let queries = scratch.queries.as_ptr().cast::<P::X>();
     let place = |v: usize| {
         let vector = vectors.start + v;
-        (seq.query_start + item.first_row + vector / group, kv_head * group + vector % group)
+        (seq.query_start + item.first_row + vector / per_row, kv_head * group + vector % per_row)
     };
     for v in 0..count {
         let (row, head) = place(v);
@@ -309,10 +317,10 @@ unsafe fn chunk<P: Cached, const R: usize, const N: usize>(
             put_query::<P>((query, a.narrow), queries.add(v * dim_padded), dim);
         }
     }
-    if let Some((item, kv_head)) = scratch.next {
-        a.ask_for_queries::<P::Acc>(&a.plan.items[item], kv_head);
+    if let Some(work) = scratch.next {
+        a.ask_for_queries::<P::Acc>(work);
     }
-    let tile = scratch.tile(a, seq, kv_head);
+    let tile = scratch.tile(a, seq, (kv_head, kv_heads));
     for span in item.spans.clone() {
         let next = a.next((item, seq, kv_head), span, scratch.next);
         // SAFETY: the scratch has the sizes that `Tile` wants, and the block table covers every

@@ -24,6 +24,17 @@ pub(crate) struct Item {
     run: Range<usize>,
 }
 
+/// What one thread computes at a time.
+#[derive(Clone, Copy)]
+pub(crate) struct Work {
+    /// Index of the item.
+    pub(crate) item: usize,
+    /// The first of its KV heads.
+    pub(crate) kv_head: usize,
+    /// How many of them.
+    pub(crate) kv_heads: usize,
+}
+
 /// A tile whose spans were split over items, to be merged.
 pub(crate) struct SplitTile {
     pub(crate) seq: usize,
@@ -37,6 +48,8 @@ pub(crate) struct SplitTile {
 pub(crate) struct Plan {
     heads: Heads,
     window: usize,
+    /// The first items, of which each is computed for many KV heads at a time.
+    together: usize,
     pub(crate) items: Vec<Item>,
     pub(crate) split: Vec<SplitTile>,
 }
@@ -54,7 +67,7 @@ impl Plan {
         max_tokens: usize,
         threads: usize,
     ) -> crate::error::Result<Self> {
-        let mut plan = Self { heads, window, items: Vec::new(), split: Vec::new() };
+        let mut plan = Self { heads, window, together: 0, items: Vec::new(), split: Vec::new() };
         plan.items.try_reserve(max_tokens + SHARES * threads)?;
         plan.split.try_reserve(SHARES * threads)?;
         Ok(plan)
@@ -104,6 +117,10 @@ impl Plan {
             }
         }
         self.find_runs();
+        // Of the last items each head is by itself, so that threads come to an end together.
+        let all_decode = self.items.iter().all(|i| i.rows == 1 && i.partials.is_none());
+        let rest = LAST * threads;
+        self.together = if all_decode { self.items.len().saturating_sub(rest) } else { 0 };
     }
 
     /// Brings together the items of each sequence.
@@ -117,13 +134,34 @@ impl Plan {
         }
     }
 
-    /// The `index`-th work, an item and a KV head: one KV head of a sequence after the other, so
-    /// that all of its items find what they read in a cache.
-    pub(crate) fn work(&self, index: usize) -> (usize, usize) {
+    /// KV heads that are computed at a time for an item that decodes.
+    fn heads_together(&self) -> usize {
+        let Heads { num_heads, num_kv_heads, .. } = self.heads;
+        (TILE_VECTORS * num_kv_heads / num_heads).clamp(1, num_kv_heads)
+    }
+
+    /// How many works there are.
+    pub(crate) fn works(&self) -> usize {
         let kv_heads = self.heads.num_kv_heads;
+        self.together * kv_heads.div_ceil(self.heads_together())
+            + (self.items.len() - self.together) * kv_heads
+    }
+
+    /// The `index`-th work. Sequences that decode read their blocks as they lie in memory, all heads
+    /// of one block before the next. Else it is one KV head of a sequence after the other, so that
+    /// all of its items find what they read in a cache.
+    pub(crate) fn work(&self, index: usize) -> Work {
+        let (kv_heads, most) = (self.heads.num_kv_heads, self.heads_together());
+        let per_item = kv_heads.div_ceil(most);
+        if index < self.together * per_item {
+            let kv_head = index % per_item * most;
+            let kv_heads = most.min(kv_heads - kv_head);
+            return Work { item: index / per_item, kv_head, kv_heads };
+        }
+        let index = index - self.together * per_item + self.together * kv_heads;
         let run = &self.items[index / kv_heads].run;
         let within = index - run.start * kv_heads;
-        (run.start + within % run.len(), within / run.len())
+        Work { item: run.start + within % run.len(), kv_head: within / run.len(), kv_heads: 1 }
     }
 }
 
@@ -144,3 +182,5 @@ fn tiles(seqs: &[SeqInput], rows_of_tile: usize, window: usize) -> impl Iterator
 
 /// Work items that each thread gets, about, when a step has few long sequences.
 const SHARES: usize = 4;
+/// Items for each thread that are shared head by head, of many that decode.
+const LAST: usize = 1;

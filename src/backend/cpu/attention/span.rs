@@ -18,7 +18,10 @@ use crate::ids::BlockId;
 /// What a tile's spans work on.
 pub(super) struct Tile<'a, X> {
     pub(super) kv: &'a LayerKv,
+    /// The first KV head.
     pub(super) kv_head: usize,
+    /// How many; their vectors follow each other. More than one only where `few` serves.
+    pub(super) kv_heads: usize,
     /// The sequence's blocks.
     pub(super) blocks: &'a [BlockId],
     /// `[TILE_VECTORS][dim_padded]`.
@@ -90,7 +93,7 @@ pub(super) unsafe fn run<P: Cached, const R: usize, const N: usize>(
     // What any of the vectors sees, in whole groups of sixteen positions at its beginning.
     let from = rows.visible(0, start).0 / 16 * 16;
     let to = rows.visible(rows.count - 1, start).1;
-    if const { R * N >= few::ACCUMULATORS } && few::serves(t.kv, rows.count) {
+    if const { R * N >= few::ACCUMULATORS } && few::serves(t.kv, rows.count / t.kv_heads) {
         // SAFETY: by `attend`'s contract.
         return unsafe { few::run::<P>(t, rows, (start, from, to), next) };
     }

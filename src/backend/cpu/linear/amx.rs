@@ -14,9 +14,10 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::LinearArgs;
 use super::amx_tiles::{Config, Feed, STRIP, SUMS, TILE, release};
+use super::avx512bf16::Dot;
 use super::tiles::finish;
+use super::{LinearArgs, Panel};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::avx512::Avx512;
 
@@ -31,6 +32,8 @@ pub(crate) trait Product {
     const DEPTH: u16;
     /// Adds what some steps make to `sums`, `[panels][STRIP][16]`.
     unsafe fn add(part: &Part<'_>, sums: *mut f32);
+    /// What rounds outputs that the next layer reads in bf16.
+    type Rounding: Panel<Acc = Avx512>;
     /// What a sum of sixteen outputs of a panel stands for.
     unsafe fn scale(a: &LinearArgs, panel: usize, sum: Avx512) -> Avx512;
 }
@@ -58,6 +61,7 @@ impl Product for Bf16 {
     const BLOCK: usize = 256;
     const PANELS: [usize; 2] = [4, 2];
     const DEPTH: u16 = 64;
+    type Rounding = Dot<true>;
 
     #[inline(always)]
     unsafe fn add(p: &Part<'_>, sums: *mut f32) {
@@ -197,9 +201,14 @@ impl Strip<'_> {
                 for r in 0..self.rows {
                     let row = self.row + r;
                     if self.a.gated {
-                        finish(self.a, row, panel + n, [[sum(n, r), sum(n + 1, r)]]);
+                        finish::<P::Rounding, 1, 2>(
+                            self.a,
+                            row,
+                            panel + n,
+                            [[sum(n, r), sum(n + 1, r)]],
+                        );
                     } else {
-                        finish(self.a, row, panel + n, [[sum(n, r)]]);
+                        finish::<P::Rounding, 1, 1>(self.a, row, panel + n, [[sum(n, r)]]);
                     }
                 }
             }

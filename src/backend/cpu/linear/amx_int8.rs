@@ -12,10 +12,10 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::LinearArgs;
 use super::amx::{Part, Product};
 use super::amx_tiles::{BYTES, Feed, STRIP};
 use super::quantized::Format;
+use super::{LinearArgs, Wide};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::avx512::Avx512;
 
@@ -40,6 +40,7 @@ impl<F: Format> Product for Bytes<F> {
     const BLOCK: usize = 1024 / F::GROUP;
     const PANELS: [usize; 2] = [PANELS; 2];
     const DEPTH: u16 = if F::GROUP < 64 { F::GROUP as u16 } else { 64 };
+    type Rounding = Wide<Avx512, f32>;
 
     #[inline(always)]
     unsafe fn add(p: &Part<'_>, sums: *mut f32) {

@@ -110,8 +110,7 @@ pub(crate) trait Panel {
     /// What `exp` wants its argument multiplied with.
     const EXP_FACTOR: f32 = 1.0;
 
-    /// `e^(x / EXP_FACTOR)` of x <= 0, as precise as `put` keeps it; `exp(0)` is exactly 1, NaN
-    /// stays NaN.
+    /// `e^(x / EXP_FACTOR)`, as precise as `put` keeps it; `exp(0)` is exactly 1, NaN stays NaN.
     #[inline(always)]
     fn exp(x: Self::Acc) -> Self::Acc {
         math::exp(x)

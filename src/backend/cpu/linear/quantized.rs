@@ -9,8 +9,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::LinearArgs;
 use super::tiles::{Ahead, PREFETCH_BYTES, Tiles, ask_for_outputs, finish};
+use super::{LinearArgs, Wide};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::integer::Integer;
 
@@ -150,7 +150,7 @@ impl<I: Integer, F: Format> Quantized<I, F> {
                     }
                 }
             }
-            finish(a, row, panel, sums);
+            finish::<Wide<I::Floats, f32>, R, N>(a, row, panel, sums);
         }
     }
 }

@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{InputForm, LinearArgs, Panel};
+use crate::backend::Activation;
 use crate::backend::cpu::elementwise::apply;
 use crate::backend::cpu::simd::Simd16;
 
@@ -197,7 +198,7 @@ impl<P: Panel> Tiles for Chain<P> {
                     }
                 }
             }
-            finish(a, row, panel, acc);
+            finish::<P, R, N>(a, row, panel, acc);
         }
     }
 }
@@ -241,21 +242,21 @@ fn ahead_of<const N: usize>(a: &LinearArgs, at: usize) -> usize {
     PREFETCH_BYTES + jump
 }
 
-/// Bias, then gate or residual, and store of a tile.
+/// Bias, then gate or residual, and store of a tile. `P` rounds what is wanted as it reads it.
 #[allow(clippy::needless_range_loop, reason = "as said below")]
 #[inline(always)]
-pub(super) unsafe fn finish<S: Simd16, const R: usize, const N: usize>(
+pub(super) unsafe fn finish<P: Panel, const R: usize, const N: usize>(
     a: &LinearArgs,
     row: usize,
     panel: usize,
-    sums: [[S; N]; R],
+    sums: [[P::Acc; N]; R],
 ) {
     // SAFETY: rows and panels are in range, `width` keeps within a row; biases are padded to whole
     // panels, and so are the rows of a form that is not f32.
     unsafe {
-        let biased = |sum: S, panel: usize| match a.bias.is_null() {
+        let biased = |sum: P::Acc, panel: usize| match a.bias.is_null() {
             true => sum,
-            false => sum.add(S::load(a.bias.add(panel * 16))),
+            false => sum.add(P::Acc::load(a.bias.add(panel * 16))),
         };
         // By index, each of a constant number: slices of them would keep the sums in memory, and
         // the loop that makes them would write each back.
@@ -265,12 +266,16 @@ pub(super) unsafe fn finish<S: Simd16, const R: usize, const N: usize>(
                 for pair in 0..N / 2 {
                     let first = panel + 2 * pair;
                     let (column, width) = a.columns(first);
-                    let gate = biased(sums[r][2 * pair], first);
+                    let (at, gate) = (start + column, biased(sums[r][2 * pair], first));
                     let up = biased(sums[r][2 * pair + 1], first + 1);
-                    let y = apply(gate, kind).mul(up);
-                    match a.form {
-                        InputForm::F32 => y.store_first(a.out.add(start + column), width),
-                        form => form.put(y, a.out.cast(), start + column),
+                    match (a.form, kind) {
+                        (InputForm::Bf16, Activation::Silu) if const { narrow::<P>() } => {
+                            P::put(silu::<P>(gate).mul(up), a.out.cast::<P::X>().add(at));
+                        }
+                        (InputForm::F32, _) => {
+                            apply(gate, kind).mul(up).store_first(a.out.add(at), width);
+                        }
+                        (form, _) => form.put(apply(gate, kind).mul(up), a.out.cast(), at),
                     }
                 }
                 continue;
@@ -280,12 +285,24 @@ pub(super) unsafe fn finish<S: Simd16, const R: usize, const N: usize>(
                 let out = a.out.add(start + column);
                 let mut y = biased(sums[r][n], panel + n);
                 if a.add {
-                    y = S::load_first(out, width).add(y);
+                    y = P::Acc::load_first(out, width).add(y);
                 }
                 y.store_first(out, width);
             }
         }
     }
+}
+
+/// Whether `put` rounds to bf16.
+const fn narrow<P: Panel>() -> bool {
+    size_of::<P::X>() == 2
+}
+
+/// `x * sigmoid(x)`, as precise as `put` keeps it.
+#[inline(always)]
+fn silu<P: Panel>(x: P::Acc) -> P::Acc {
+    let power = P::exp(x.mul(P::Acc::splat(-P::EXP_FACTOR)));
+    x.div(power.add(P::Acc::splat(1.0)))
 }
 
 /// Weights that all strips of rows go over before the next: half of an L2 of 1 MiB; less of it with

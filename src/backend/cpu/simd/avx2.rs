@@ -27,6 +27,12 @@ unsafe fn rounded_bits(x: __m256) -> __m256i {
     }
 }
 
+/// The upper halves of both, those of `odd` above those of `even`.
+#[inline(always)]
+unsafe fn pairs(even: __m256i, odd: __m256i) -> __m256i {
+    unsafe { _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(even), odd) }
+}
+
 #[inline(always)]
 unsafe fn widen_bf16(p: *const u16) -> __m256 {
     unsafe {
@@ -111,6 +117,16 @@ impl Simd16 for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn store_bf16_pairs(self, odd: Self, p: *mut u16) {
+        unsafe {
+            let low = pairs(rounded_bits(self.0), rounded_bits(odd.0));
+            let high = pairs(rounded_bits(self.1), rounded_bits(odd.1));
+            _mm256_storeu_si256(p.cast(), low);
+            _mm256_storeu_si256(p.add(16).cast(), high);
+        }
+    }
+
+    #[inline(always)]
     fn round_bf16(self) -> Self {
         unsafe {
             let mask = _mm256_set1_epi32(0xffff_0000u32 as i32);
@@ -175,8 +191,8 @@ impl Simd16 for Avx2 {
     }
 
     #[inline(always)]
-    fn pow2(self) -> Self {
-        unsafe { Self(pow2(self.0), pow2(self.1)) }
+    fn mul_pow2(self, n: Self) -> Self {
+        unsafe { self.mul(Self(pow2(n.0), pow2(n.1))) }
     }
 
     #[inline(always)]

@@ -92,6 +92,17 @@ impl Simd16 for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn store_bf16_pairs(self, odd: Self, p: *mut u16) {
+        unsafe {
+            let even = _mm512_srli_epi32::<16>(self.rounded_bits());
+            // The upper half of one and what the other has in its lower half.
+            let mask = _mm512_set1_epi32(0xffff_0000u32 as i32);
+            let pairs = _mm512_or_si512(even, _mm512_and_si512(odd.rounded_bits(), mask));
+            _mm512_storeu_si512(p.cast(), pairs);
+        }
+    }
+
+    #[inline(always)]
     fn round_bf16(self) -> Self {
         unsafe {
             let mask = _mm512_set1_epi32(0xffff_0000u32 as i32);
@@ -149,11 +160,8 @@ impl Simd16 for Avx512 {
     }
 
     #[inline(always)]
-    fn pow2(self) -> Self {
-        unsafe {
-            let n = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
-            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(n)))
-        }
+    fn mul_pow2(self, n: Self) -> Self {
+        unsafe { Self(_mm512_scalef_ps(self.0, n.0)) }
     }
 
     #[inline(always)]
@@ -166,12 +174,24 @@ impl Simd16 for Avx512 {
 
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self {
-        unsafe { Self(_mm512_maskz_loadu_ps(Self::first(n), p)) }
+        unsafe {
+            // What a masked store has yet to bring to memory is waited for, and so it is by a
+            // masked load: both only where they must be.
+            if n == 16 {
+                return Self::load(p);
+            }
+            Self(_mm512_maskz_loadu_ps(Self::first(n), p))
+        }
     }
 
     #[inline(always)]
     unsafe fn store_first(self, p: *mut f32, n: usize) {
-        unsafe { _mm512_mask_storeu_ps(p, Self::first(n), self.0) }
+        unsafe {
+            if n == 16 {
+                return self.store(p);
+            }
+            _mm512_mask_storeu_ps(p, Self::first(n), self.0);
+        }
     }
 
     #[inline(always)]

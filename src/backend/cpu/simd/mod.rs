@@ -43,6 +43,8 @@ pub(crate) trait Simd16: Copy {
     }
     /// Rounds to bf16, nearest even, and writes 16 elements.
     unsafe fn store_bf16(self, p: *mut u16);
+    /// Rounds both to bf16, nearest even, and writes elements of the one and the other in turn.
+    unsafe fn store_bf16_pairs(self, odd: Self, p: *mut u16);
     /// Rounds to bf16, nearest even, and stays f32.
     fn round_bf16(self) -> Self;
     /// Writes integral lanes from -128 to 127 as 16 signed bytes.
@@ -63,8 +65,8 @@ pub(crate) trait Simd16: Copy {
     fn min(self, other: Self) -> Self;
     /// The nearest integer, for |x| < 2^22.
     fn round(self) -> Self;
-    /// `2^self` of integral lanes from -126 to 127.
-    fn pow2(self) -> Self;
+    /// `self * 2^n`, where that is no subnormal number, of integral lanes `n` from -126 to 127.
+    fn mul_pow2(self, n: Self) -> Self;
     /// `self` where `a < b`, else `other`.
     fn where_less(self, a: Self, b: Self, other: Self) -> Self;
     /// Asks for the cache line at `p`; any address will do.

@@ -19,6 +19,17 @@ pub(crate) struct Neon(
 );
 
 impl Neon {
+    /// `2^self` of integral lanes from -126 to 127.
+    #[inline(always)]
+    fn pow2(self) -> Self {
+        unsafe {
+            self.each(|x| {
+                let n = vaddq_s32(vcvtnq_s32_f32(x), vdupq_n_s32(127));
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(n))
+            })
+        }
+    }
+
     #[inline(always)]
     fn each(self, f: impl Fn(float32x4_t) -> float32x4_t) -> Self {
         Self(f(self.0), f(self.1), f(self.2), f(self.3))
@@ -124,6 +135,19 @@ impl Simd16 for Neon {
     }
 
     #[inline(always)]
+    unsafe fn store_bf16_pairs(self, odd: Self, p: *mut u16) {
+        unsafe {
+            // The upper halves of `odd` stay, those of `even` go below them.
+            let pair = |even, odd| vsriq_n_u32::<16>(rounded_bits(odd), rounded_bits(even));
+            let p = p.cast::<u32>();
+            vst1q_u32(p, pair(self.0, odd.0));
+            vst1q_u32(p.add(4), pair(self.1, odd.1));
+            vst1q_u32(p.add(8), pair(self.2, odd.2));
+            vst1q_u32(p.add(12), pair(self.3, odd.3));
+        }
+    }
+
+    #[inline(always)]
     fn round_bf16(self) -> Self {
         self.each(|x| odd_of_pairs(rounded_bits(x)))
     }
@@ -189,13 +213,8 @@ impl Simd16 for Neon {
     }
 
     #[inline(always)]
-    fn pow2(self) -> Self {
-        unsafe {
-            self.each(|x| {
-                let n = vaddq_s32(vcvtnq_s32_f32(x), vdupq_n_s32(127));
-                vreinterpretq_f32_s32(vshlq_n_s32::<23>(n))
-            })
-        }
+    fn mul_pow2(self, n: Self) -> Self {
+        self.mul(n.pow2())
     }
 
     #[inline(always)]
@@ -272,7 +291,7 @@ mod tests {
             bits(a.max(b)),
             bits(a.min(b)),
             bits(small.round().add(S::splat(0.0))),
-            bits(whole.pow2()),
+            bits(S::splat(1.5).mul_pow2(whole)),
         ]);
         out.extend([bits(a.where_less(b, a, b)), bits(a.round_bf16()), bits(S::splat(x[3]))]);
         out.extend([bits(a.keep(3, 11, b)), [whole.sum().to_bits(); 16]]);
@@ -283,6 +302,9 @@ mod tests {
             a.store_bf16(halves.as_mut_ptr());
             b.store_bf16(halves.as_mut_ptr().add(16));
             out.push(bits(S::load_bf16(halves.as_ptr())));
+            let (even, odd) = S::load_bf16_pairs(halves.as_ptr());
+            out.extend([bits(even), bits(odd)]);
+            a.store_bf16_pairs(b, halves.as_mut_ptr());
             let (even, odd) = S::load_bf16_pairs(halves.as_ptr());
             out.extend([bits(even), bits(odd)]);
             whole.store_i8(bytes.as_mut_ptr());

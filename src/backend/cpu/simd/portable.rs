@@ -62,6 +62,13 @@ impl Simd16 for Portable {
     }
 
     #[inline(always)]
+    unsafe fn store_bf16_pairs(self, odd: Self, p: *mut u16) {
+        let pair = |i: usize| [bf16_bits(self.0[i]), bf16_bits(odd.0[i])];
+        // SAFETY: the caller vouches for 32 elements.
+        unsafe { p.cast::<[[u16; 2]; 16]>().write_unaligned(std::array::from_fn(pair)) }
+    }
+
+    #[inline(always)]
     fn round_bf16(self) -> Self {
         Self(self.0.map(|x| bf16_value(bf16_bits(x))))
     }
@@ -116,9 +123,10 @@ impl Simd16 for Portable {
     }
 
     #[inline(always)]
-    fn pow2(self) -> Self {
+    fn mul_pow2(self, n: Self) -> Self {
         // The clamp is for NaN, of which the cast makes 0, and for strangers.
-        Self(self.0.map(|x| f32::from_bits((((x as i32).clamp(-126, 127) + 127) as u32) << 23)))
+        let power = |x: f32| f32::from_bits((((x as i32).clamp(-126, 127) + 127) as u32) << 23);
+        self.mul(Self(n.0.map(power)))
     }
 
     #[inline(always)]

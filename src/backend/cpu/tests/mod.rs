@@ -10,6 +10,7 @@ mod amx;
 mod amx_emulator;
 mod attention;
 mod blocks;
+mod decode;
 mod gated;
 mod handed_on;
 mod linear;
