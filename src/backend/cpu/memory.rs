@@ -2,8 +2,8 @@
 //!
 //! Large buffers are anonymous mappings, so that pages are committed as they are touched and given
 //! back when the buffer goes; the kernel is asked for huge pages, because a matrix is read from end
-//! to end and would miss the TLB every 4 KiB otherwise. Its end has small ones where a good part of a
-//! huge page would be left over: many small matrices, of 4 bits, would take a quarter more.
+//! to end and would miss the TLB every 4 KiB otherwise. Its end has small ones where a good part of
+//! a huge page would be left over: many small matrices, of 4 bits, would take a quarter more.
 #![allow(unsafe_code, reason = "owns raw mappings")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};

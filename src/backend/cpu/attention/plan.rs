@@ -147,8 +147,8 @@ impl Plan {
             + (self.items.len() - self.together) * kv_heads
     }
 
-    /// The `index`-th work. Sequences that decode read their blocks as they lie in memory, all heads
-    /// of one block before the next. Else it is one KV head of a sequence after the other, so that
+    /// The `index`-th work. Sequences that decode read their blocks as they lie in memory, all of a
+    /// block's heads before the next. Else it is one KV head of a sequence after the other, so that
     /// all of its items find what they read in a cache.
     pub(crate) fn work(&self, index: usize) -> Work {
         let (kv_heads, most) = (self.heads.num_kv_heads, self.heads_together());

@@ -268,14 +268,15 @@ pub(super) unsafe fn finish<P: Panel, const R: usize, const N: usize>(
                     let (column, width) = a.columns(first);
                     let (at, gate) = (start + column, biased(sums[r][2 * pair], first));
                     let up = biased(sums[r][2 * pair + 1], first + 1);
-                    match (a.form, kind) {
-                        (InputForm::Bf16, Activation::Silu) if const { narrow::<P>() } => {
-                            P::put(silu::<P>(gate).mul(up), a.out.cast::<P::X>().add(at));
-                        }
-                        (InputForm::F32, _) => {
-                            apply(gate, kind).mul(up).store_first(a.out.add(at), width);
-                        }
-                        (form, _) => form.put(apply(gate, kind).mul(up), a.out.cast(), at),
+                    let short = const { narrow::<P>() } && kind == Activation::Silu;
+                    if short && a.form == InputForm::Bf16 {
+                        P::put(silu::<P>(gate).mul(up), a.out.cast::<P::X>().add(at));
+                        continue;
+                    }
+                    let y = apply(gate, kind).mul(up);
+                    match a.form {
+                        InputForm::F32 => y.store_first(a.out.add(at), width),
+                        form => form.put(y, a.out.cast(), at),
                     }
                 }
                 continue;
