@@ -69,18 +69,8 @@ const MARGIN: u64 = 512 << 20;
 
 #[cfg(all(test, target_os = "linux", not(feature = "shuttle")))]
 mod tests {
-    use super::super::memory::Buffer;
+    use super::super::memory::{Buffer, resident};
     use super::*;
-
-    /// Bytes of a mapping that are resident.
-    fn resident(mapping: &Range<usize>) -> usize {
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut lines = maps.lines();
-        let first = format!("{:x}-", mapping.start);
-        lines.find(|line| line.starts_with(&first)).expect("the mapping");
-        let rss = lines.find(|line| line.starts_with("Rss:")).unwrap();
-        rss.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
-    }
 
     #[test]
     fn pages_are_committed_and_keep_what_they_hold() {
@@ -97,7 +87,8 @@ mod tests {
         }
         for mapping in &mappings {
             // Neighbouring mappings may stand as one.
-            assert!(resident(mapping) >= mapping.len(), "{mapping:?}");
+            let bytes = resident(mapping.clone()).expect("the mapping");
+            assert!(bytes >= mapping.len(), "{mapping:?}");
         }
         assert_eq!(buffers[0].as_mut_slice()[4 << 20], 7);
         assert_eq!(buffers[1].as_mut_slice().iter().find(|b| **b != 0), None);
@@ -108,6 +99,6 @@ mod tests {
         let buffer = Buffer::<u8>::zeroed(4 << 30, "test").unwrap();
         let mapping = buffer.mapping().unwrap();
         drop(Committer::start(vec![mapping.clone()]));
-        assert!(resident(&mapping) < 1 << 30);
+        assert!(resident(mapping).expect("the mapping") < 1 << 30);
     }
 }

@@ -399,10 +399,7 @@ impl Context<'_> {
                     (k.convert)(convert, part(args.rows));
                 }
                 Op::Linear(op) => (op.kernel)(&op.args, part(op.args.units())),
-                Op::RopeWrite(args) => {
-                    let heads = args.heads.num_heads + 2 * args.heads.num_kv_heads;
-                    (k.rope_write)(args, part(tokens * heads));
-                }
+                Op::RopeWrite(args) => (k.rope_write)(args, part(tokens * args.per_row())),
                 Op::Attention(op) => self.attention(op, index, phase, thread),
                 Op::Gated(args) => (k.gated)(args, part(tokens * args.width.div_ceil(16))),
                 Op::Activate(args) => (k.activate)(args, part(args.len.div_ceil(16))),

@@ -98,7 +98,7 @@ pub(crate) struct RopeArgs {
 impl RopeArgs {
     /// Heads of a row.
     #[inline(always)]
-    fn per_row(&self) -> usize {
+    pub(crate) fn per_row(&self) -> usize {
         self.heads.num_heads + 2 * self.heads.num_kv_heads
     }
 

@@ -16,7 +16,7 @@ use super::places::Next;
 use super::softmax::softmax;
 use super::span::{Rows, Tile, accumulate};
 use super::{SPAN, Softmax, TILE_VECTORS};
-use crate::backend::cpu::kv::LayerKv;
+use crate::backend::cpu::kv::{KvType, LayerKv};
 use crate::backend::cpu::simd::Simd16;
 use crate::ids::BlockId;
 
@@ -35,13 +35,14 @@ pub(super) fn serves(kv: &LayerKv, count: usize) -> bool {
     count <= FEW && kv.block_size.is_multiple_of(16)
 }
 
-/// Whether `run` takes several KV heads at a time, of `count` vectors each.
+/// Whether `run` takes several KV heads at a time, of `count` vectors each. The scales of int8 have
+/// room for one.
 #[inline(always)]
 pub(super) fn takes_heads<P: Cached, const R: usize, const N: usize>(
     kv: &LayerKv,
     count: usize,
 ) -> bool {
-    (const { !P::TILES && R * N >= ACCUMULATORS }) && serves(kv, count)
+    (const { !P::TILES && R * N >= ACCUMULATORS }) && kv.kind != KvType::Int8 && serves(kv, count)
 }
 
 /// As `span::run`, for positions `from..to` of the span from `start`; `from` is a multiple of 16.

@@ -266,11 +266,17 @@ pub(crate) unsafe fn attend<P: Cached, const R: usize, const N: usize>(
     let item = &a.plan.items[work.item];
     let group = a.heads.num_heads / a.heads.num_kv_heads;
     let int8 = a.kv.kind == KvType::Int8;
-    let at_once = match few::takes_heads::<P, R, N>(&a.kv, item.rows * group) && !int8 {
+    let at_once = match few::takes_heads::<P, R, N>(&a.kv, item.rows * group) {
         true => work.kv_heads,
         false => 1,
     };
-    for kv_head in (work.kv_head..work.kv_head + work.kv_heads).step_by(at_once) {
+    let (next, end) = (scratch.next, work.kv_head + work.kv_heads);
+    for kv_head in (work.kv_head..end).step_by(at_once) {
+        // Of heads that go one by one each asks for the next.
+        scratch.next = match kv_head + at_once < end {
+            true => Some(Work { kv_head: kv_head + at_once, kv_heads: at_once, ..work }),
+            false => next,
+        };
         let (heads, vectors) = ((kv_head, at_once), item.rows * group * at_once);
         for first in (0..vectors).step_by(TILE_VECTORS) {
             // SAFETY: by `Kernel`'s contract; the chunk lies within the item's vectors.

@@ -95,10 +95,8 @@ impl Simd16 for Avx512 {
     unsafe fn store_bf16_pairs(self, odd: Self, p: *mut u16) {
         unsafe {
             let even = _mm512_srli_epi32::<16>(self.rounded_bits());
-            // The upper half of one and what the other has in its lower half.
-            let mask = _mm512_set1_epi32(0xffff_0000u32 as i32);
-            let pairs = _mm512_or_si512(even, _mm512_and_si512(odd.rounded_bits(), mask));
-            _mm512_storeu_si512(p.cast(), pairs);
+            let odd = _mm512_castps_si512(odd.round_bf16().0);
+            _mm512_storeu_si512(p.cast(), _mm512_or_si512(even, odd));
         }
     }
 
