@@ -45,7 +45,7 @@ gateway: build
 		CGO_LDFLAGS='-Wl,-rpath,$$ORIGIN/../lib' CGO_LDFLAGS_ALLOW='-Wl,-rpath,.*' \
 		go build -trimpath -o "$(CURDIR)/$(BUILD)/bin/vrust" .
 
-dist: setup
+dist: build
 	@packaging/build.sh
 
 demo: gateway

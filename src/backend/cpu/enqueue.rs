@@ -123,6 +123,7 @@ impl CpuBackend {
         self.ops.push(op);
         if self.cursors.len() < self.ops.len() {
             self.cursors.push(AtomicUsize::new(0));
+            self.leftover.reserve(self.pool.threads(), self.ops.len());
         }
     }
 
@@ -192,12 +193,20 @@ impl CpuBackend {
         for cursor in &self.cursors {
             cursor.store(0, Ordering::Relaxed);
         }
+        for (i, op) in self.ops.iter().enumerate() {
+            if let Op::Linear(linear) = op
+                && op.takes_leftover()
+            {
+                self.leftover.fill(i, linear.args.units(), self.pool.threads());
+            }
+        }
         // The barrier is shared with the pool, which is borrowed to run.
         let barrier = self.pool.barrier();
         let context = Context {
             kernels: &self.kernels,
             ops: &self.ops,
             cursors: &self.cursors,
+            leftover: &self.leftover,
             tables: &self.linears,
             input: &self.input,
             plans: &self.plans,

@@ -3,9 +3,11 @@
 
 use std::ops::Range;
 
+use super::attention::cached::Twos;
 use super::attention::plan::Work;
 use super::attention::{AttentionArgs, Scratch};
 use super::elementwise::{ActivateArgs, GatedArgs};
+use super::kv::{KvType, LayerKv};
 use super::linear::quantized::{Int4, Int8, Quantized};
 use super::linear::tiles::{Chain, run};
 use super::linear::{ConvertArgs, LinearArgs, Wide};
@@ -22,6 +24,15 @@ pub(crate) type Kernel<A> = unsafe fn(&A, Range<usize>);
 
 /// A kernel over a work of attention's plan, with the calling thread's memory.
 pub(crate) type Attend = unsafe fn(&AttentionArgs<'_>, Work, &mut Scratch);
+
+/// Attention with products of one type.
+#[derive(Clone, Copy)]
+struct Attends {
+    /// Over a cache of that type.
+    plain: Attend,
+    /// Over one of int8.
+    int8: Attend,
+}
 
 /// One path's kernels.
 #[derive(Clone, Copy)]
@@ -41,11 +52,18 @@ pub(crate) struct Kernels {
     pub(crate) gated: Kernel<GatedArgs>,
     /// Activation in place; units are elements.
     pub(crate) activate: Kernel<ActivateArgs>,
-    /// One work item of attention for one KV head: where products are of f32, where they are of
-    /// bf16 (`LayerKv::bf16`).
-    pub(crate) attend: [Attend; 2],
+    /// One work item of attention for one KV head, by `LayerKv::bf16`.
+    attend: [Attends; 2],
     /// Merges the spans of one split tile for a range of query heads.
     pub(crate) merge: unsafe fn(&AttentionArgs<'_>, usize, Range<usize>),
+}
+
+impl Kernels {
+    /// Attention over a cache.
+    pub(crate) fn attend_of(&self, kv: &LayerKv) -> Attend {
+        let attends = &self.attend[usize::from(kv.bf16)];
+        if kv.kind == KvType::Int8 { attends.int8 } else { attends.plain }
+    }
 }
 
 /// Instantiates every generic kernel inside functions that have the path's features.
@@ -84,6 +102,7 @@ macro_rules! instantiate {
             instantiate!(@attend [$(#[$feature])*] {
                 attend_f32 = Wide<$simd, f32>, $vectors, $groups;
                 attend_bf16 = $bf16, $vectors, $groups;
+                attend_int8 = Twos<$simd, i8>, $vectors, $groups;
             });
 
             $(#[$feature])*
@@ -103,7 +122,10 @@ macro_rules! instantiate {
                 rope_write,
                 gated,
                 activate,
-                attend: [attend_f32, attend_bf16],
+                attend: [
+                    Attends { plain: attend_f32, int8: attend_int8 },
+                    Attends { plain: attend_bf16, int8: attend_int8 },
+                ],
                 merge,
             };
         }
@@ -153,6 +175,7 @@ instantiate!(
 /// What bf16 products replace.
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16 {
+    use super::attention::cached::DotBytes;
     use super::linear::avx512bf16::Dot;
     use super::*;
 
@@ -165,6 +188,7 @@ mod avx512bf16 {
         #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     ] {
         attend_bf16 = Dot<false>, 8, 2;
+        attend_int8 = DotBytes, 8, 2;
     });
 
     pub(super) const KERNELS: Kernels = {
@@ -172,7 +196,7 @@ mod avx512bf16 {
         Kernels {
             linear: [linear_bf16, f32, f16, bf16_wide, int8, int4],
             bf16_inputs: true,
-            attend: [avx512::KERNELS.attend[0], attend_bf16],
+            attend: [avx512::KERNELS.attend[0], Attends { plain: attend_bf16, int8: attend_int8 }],
             ..avx512::KERNELS
         }
     };
@@ -204,7 +228,6 @@ mod amx {
     use super::linear::amx_int8::Bytes;
     use super::linear::avx512bf16::Dot;
     use super::*;
-    use crate::backend::cpu::kv::KvType;
 
     instantiate!(@kernels [
         #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -224,13 +247,6 @@ mod amx {
         attend_tiles = Dot<true>, 8, 2;
     });
 
-    /// The tiles have no int8 keys and values.
-    unsafe fn attend(a: &AttentionArgs<'_>, work: Work, s: &mut Scratch) {
-        let tiles = a.kv.kind == KvType::Bf16;
-        // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { (if tiles { attend_tiles } else { avx512bf16::KERNELS.attend[1] })(a, work, s) }
-    }
-
     /// Few rows go through vectors, which have them done before the weights are there; the bits
     /// are the same.
     unsafe fn int8(a: &LinearArgs, units: Range<usize>) {
@@ -249,7 +265,9 @@ mod amx {
     const fn with(int8: Kernel<LinearArgs>, int4: Kernel<LinearArgs>) -> Kernels {
         let [_, f32, f16, bf16_wide, ..] = avx512::KERNELS.linear;
         let linear = [linear_bf16, f32, f16, bf16_wide, int8, int4];
-        let attend = [avx512::KERNELS.attend[0], attend];
+        // The tiles have no int8 keys and values.
+        let [f32s, Attends { int8: bytes, .. }] = avx512bf16::KERNELS.attend;
+        let attend = [f32s, Attends { plain: attend_tiles, int8: bytes }];
         Kernels { linear, bf16_inputs: true, attend, ..avx512::KERNELS }
     }
 
@@ -266,11 +284,32 @@ instantiate!(
     neon, [target_feature(enable = "neon")],
     Neon, NeonInteger, linear::Pairs<Neon>, false, 4 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
 );
+
+/// What bf16 products replace.
 #[cfg(target_arch = "aarch64")]
-instantiate!(
-    neon_bf16, [target_feature(enable = "neon,bf16")],
-    Neon, NeonInteger, linear::neon_bf16::Dot, true, 6 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
-);
+mod neon_bf16 {
+    use super::attention::cached::DotBytes;
+    use super::linear::neon_bf16::Dot;
+    use super::*;
+
+    instantiate!(@kernels [#[target_feature(enable = "neon,bf16")]] {
+        linear_bf16(LinearArgs) = run::<Chain<Dot>, 6, 1, 2, 2>;
+    });
+    instantiate!(@attend [#[target_feature(enable = "neon,bf16")]] {
+        attend_bf16 = Dot, 4, 1;
+        attend_int8 = DotBytes, 4, 1;
+    });
+
+    pub(super) const KERNELS: Kernels = {
+        let [_, f32, f16, bf16_wide, int8, int4] = neon::KERNELS.linear;
+        Kernels {
+            linear: [linear_bf16, f32, f16, bf16_wide, int8, int4],
+            bf16_inputs: true,
+            attend: [neon::KERNELS.attend[0], Attends { plain: attend_bf16, int8: attend_int8 }],
+            ..neon::KERNELS
+        }
+    };
+}
 
 /// What DotProd replaces, on either NEON path: integer sums are the same bits.
 #[cfg(target_arch = "aarch64")]

@@ -38,6 +38,7 @@ pub mod isa;
 mod kernels;
 mod kv;
 mod leases;
+mod leftover;
 mod linear;
 mod math;
 mod memory;
@@ -57,6 +58,7 @@ use elementwise::{ActivateArgs, GatedArgs};
 use kernels::Kernels;
 use kv::KvCache;
 use leases::Leases;
+use leftover::Leftover;
 use linear::InputForm;
 use memory::Buffer;
 use pack::{Packed, Precision};
@@ -122,6 +124,7 @@ pub struct CpuBackend {
     workspace: Workspace,
     ops: Vec<Op>,
     cursors: Vec<AtomicUsize>,
+    leftover: Leftover,
     plans: Vec<Plan>,
     /// Plans that this step has made already.
     planned: usize,
@@ -168,6 +171,7 @@ impl CpuBackend {
             },
             ops: Vec::new(),
             cursors: Vec::new(),
+            leftover: Leftover::default(),
             plans: Vec::new(),
             planned: 0,
             logits_width: 0,
@@ -248,6 +252,7 @@ impl Backend for CpuBackend {
         self.input.reserve(tokens, seqs, limits.max_block_table, groups)?;
         self.ops.try_reserve(OPS)?;
         self.cursors.try_reserve(OPS)?;
+        self.leftover.reserve(self.pool.threads(), OPS);
         self.limits = Some(limits);
         if self.commit_kv {
             self.kv.commit();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::barrier::Barrier;
 use super::leases::Leases;
+use super::leftover::Leftover;
 use super::thread_pool::{PoolOptions, ThreadPool};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, thread};
@@ -38,6 +39,32 @@ fn nobody_passes_a_barrier_before_everybody_has_come() {
         };
         shuttle::check_random(model, ITERATIONS);
     }
+}
+
+#[test]
+fn each_unit_is_taken_once() {
+    let model = || {
+        let mut left = Leftover::default();
+        left.reserve(3, 1);
+        left.fill(0, 7, 3);
+        let (left, taken) = (Arc::new(left), Arc::new(AtomicUsize::new(0)));
+        let threads: Vec<_> = (0..3)
+            .map(|thread| {
+                let (left, taken) = (left.clone(), taken.clone());
+                thread::spawn(move || {
+                    while let Some(units) = left.take(0, thread, 3, 1) {
+                        for unit in units {
+                            // A digit for each unit.
+                            taken.fetch_add(1 << (4 * unit), Ordering::SeqCst);
+                        }
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|t| t.join().unwrap());
+        assert_eq!(taken.load(Ordering::SeqCst), 0x111_1111);
+    };
+    shuttle::check_random(model, ITERATIONS);
 }
 
 #[test]

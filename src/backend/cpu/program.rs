@@ -21,6 +21,7 @@ use super::barrier::Barrier;
 use super::elementwise::{ActivateArgs, GatedArgs};
 use super::kernels::{Kernel, Kernels};
 use super::kv::{KvCache, LayerKv};
+use super::leftover::Leftover;
 use super::linear::{ConvertArgs, InputForm, LinearArgs};
 use super::memory::Buffer;
 use super::norm::NormArgs;
@@ -104,6 +105,11 @@ impl Op {
             Self::Attention(op) if !plans[op.plan].split.is_empty() => 2,
             _ => 1,
         }
+    }
+
+    /// Whether threads take its units from `Leftover`, as a whole.
+    pub(crate) fn takes_leftover(&self) -> bool {
+        matches!(self, Self::Linear(op) if op.args.takes_leftover())
     }
 
     /// What follows this op row by row, and the rows that it makes.
@@ -296,6 +302,7 @@ pub(crate) struct Context<'a> {
     pub(crate) kernels: &'a Kernels,
     pub(crate) ops: &'a [Op],
     pub(crate) cursors: &'a [AtomicUsize],
+    pub(crate) leftover: &'a Leftover,
     pub(crate) tables: &'a [Packed],
     pub(crate) input: &'a Input,
     pub(crate) plans: &'a [Plan],
@@ -398,6 +405,12 @@ impl Context<'_> {
                 Op::Linear(LinearOp { convert: Some(convert), args, .. }) if phase == 0 => {
                     (k.convert)(convert, part(args.rows));
                 }
+                Op::Linear(op) if self.ops[index].takes_leftover() => {
+                    let least = op.args.least_units();
+                    while let Some(units) = self.leftover.take(index, thread, self.threads, least) {
+                        (op.kernel)(&op.args, units);
+                    }
+                }
                 Op::Linear(op) => (op.kernel)(&op.args, part(op.args.units())),
                 Op::RopeWrite(args) => (k.rope_write)(args, part(tokens * args.per_row())),
                 Op::Attention(op) => self.attention(op, index, phase, thread),
@@ -461,7 +474,7 @@ impl Context<'_> {
             }
             return;
         }
-        let attend = self.kernels.attend[usize::from(op.kv.bf16)];
+        let attend = self.kernels.attend_of(&op.kv);
         // SAFETY: entry `thread` is this thread's own.
         let scratch = unsafe { &mut *self.workspace.scratch[thread].0.get() };
         let count = plan.works();

@@ -17,20 +17,17 @@ use crate::backend::cpu::simd::Simd16;
 pub(crate) trait Cached: Panel {
     /// Whether scores and probabilities are yet to be multiplied with the positions' scales.
     const SCALED: bool;
-    /// The panel over int8 with these inputs.
-    type Bytes: Cached<Acc = Self::Acc, X = Self::X>;
     /// The panel over what `widen` writes.
     type Widened: Cached<Acc = Self::Acc, X = Self::X>;
     /// Writes a step's weights so that nothing is left to convert.
     unsafe fn widen(w: Self::W, to: *mut u8);
 }
 
-/// Weights as they are, over `$bytes` when they are int8.
+/// Weights as they are.
 macro_rules! cached {
-    ($([$($generic:tt)*] $panel:ty, $bytes:ty;)*) => {$(
+    ($([$($generic:tt)*] $panel:ty;)*) => {$(
         impl<$($generic)*> Cached for $panel {
             const SCALED: bool = false;
-            type Bytes = $bytes;
             type Widened = Self;
 
             #[inline(always)]
@@ -42,9 +39,9 @@ macro_rules! cached {
 }
 
 cached! {
-    [S: Simd16] Wide<S, f32>, Twos<S, i8>;
-    [S: Simd16] Pairs<S>, Twos<S, i8>;
-    [S: Simd16] Twos<S, f32>, Twos<S, i8>;
+    [S: Simd16] Wide<S, f32>;
+    [S: Simd16] Pairs<S>;
+    [S: Simd16] Twos<S, f32>;
 }
 
 /// Weights of two steps of f32 products: the even elements, the odd elements.
@@ -119,7 +116,6 @@ impl<S: Simd16, T: LoadTwos> Panel for Twos<S, T> {
 
 impl<S: Simd16> Cached for Twos<S, i8> {
     const SCALED: bool = true;
-    type Bytes = Self;
     type Widened = Twos<S, f32>;
 
     #[inline(always)]
@@ -132,6 +128,9 @@ impl<S: Simd16> Cached for Twos<S, i8> {
     }
 }
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use dot::DotBytes;
+
 #[cfg(target_arch = "x86_64")]
 mod dot {
     // The path's features stand behind every intrinsic here, as in `simd::avx512`.
@@ -143,7 +142,7 @@ mod dot {
     use crate::backend::cpu::linear::avx512bf16::Dot;
     use crate::backend::cpu::simd::avx512::Avx512;
 
-    cached! { [const TILES: bool] Dot<TILES>, DotBytes; }
+    cached! { [const TILES: bool] Dot<TILES>; }
 
     /// int8 that become bf16 in registers, `[16][2]`.
     pub(crate) struct DotBytes;
@@ -196,7 +195,6 @@ mod dot {
 
     impl Cached for DotBytes {
         const SCALED: bool = true;
-        type Bytes = Self;
         type Widened = Dot<false>;
 
         #[inline(always)]
@@ -217,7 +215,7 @@ mod dot {
     use crate::backend::cpu::linear::neon_bf16::Dot;
     use crate::backend::cpu::simd::neon::Neon;
 
-    cached! { [] Dot, DotBytes; }
+    cached! { [] Dot; }
 
     /// int8 that become bf16 in registers, `[16][2]`.
     pub(crate) struct DotBytes;
@@ -273,7 +271,6 @@ mod dot {
 
     impl Cached for DotBytes {
         const SCALED: bool = true;
-        type Bytes = Self;
         type Widened = Dot;
 
         #[inline(always)]

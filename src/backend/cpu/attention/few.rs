@@ -16,7 +16,7 @@ use super::places::Next;
 use super::softmax::softmax;
 use super::span::{Rows, Tile, accumulate};
 use super::{SPAN, Softmax, TILE_VECTORS};
-use crate::backend::cpu::kv::{KvType, LayerKv};
+use crate::backend::cpu::kv::LayerKv;
 use crate::backend::cpu::simd::Simd16;
 use crate::ids::BlockId;
 
@@ -42,7 +42,7 @@ pub(super) fn takes_heads<P: Cached, const R: usize, const N: usize>(
     kv: &LayerKv,
     count: usize,
 ) -> bool {
-    (const { !P::TILES && R * N >= ACCUMULATORS }) && kv.kind != KvType::Int8 && serves(kv, count)
+    (const { !P::TILES && !P::SCALED && R * N >= ACCUMULATORS }) && serves(kv, count)
 }
 
 /// As `span::run`, for positions `from..to` of the span from `start`; `from` is a multiple of 16.
@@ -63,13 +63,24 @@ pub(super) unsafe fn run<P: Cached>(
         Pieces { t, start, from, to, end, keys, values, scales, next, ahead, heads_ahead };
     pieces.find::<P>();
     let mut results = [Softmax::EMPTY; TILE_VECTORS];
+    // The softmax is the same for any number of vectors, and much code.
     // SAFETY: by `attend`'s contract.
     unsafe {
         match rows.count / t.kv_heads {
-            1 => vectors::<P, 1, 8>(&pieces, rows, &mut results),
-            2 => vectors::<P, 2, 8>(&pieces, rows, &mut results),
-            3 => vectors::<P, 3, 4>(&pieces, rows, &mut results),
-            _ => vectors::<P, 4, 4>(&pieces, rows, &mut results),
+            1 => scores_of_heads::<P, 1>(&pieces),
+            2 => scores_of_heads::<P, 2>(&pieces),
+            3 => scores_of_heads::<P, 3>(&pieces),
+            _ => scores_of_heads::<P, 4>(&pieces),
+        }
+        if P::SCALED {
+            pieces.gather();
+        }
+        softmax::<P>(t, rows, start, (from, to), &mut results);
+        match rows.count / t.kv_heads {
+            1 => values_of_heads::<P, 1, 8>(&pieces),
+            2 => values_of_heads::<P, 2, 8>(&pieces),
+            3 => values_of_heads::<P, 3, 4>(&pieces),
+            _ => values_of_heads::<P, 4, 4>(&pieces),
         }
     }
     results
@@ -125,6 +136,19 @@ impl<X> Pieces<'_, X> {
             slot += 16;
             if slot == kv.block_size {
                 (block, slot) = (block + 1, 0);
+            }
+        }
+    }
+
+    /// Brings the scales of keys and values together.
+    #[inline(always)]
+    unsafe fn gather(&self) {
+        for position in (self.from..self.end).step_by(16) {
+            for (half, from) in self.scales.iter().enumerate() {
+                let to = self.t.scales.wrapping_add(half * SPAN + position);
+                // SAFETY: sixteen slots of a block have their scales side by side; the tile holds
+                // a span's.
+                unsafe { from[position / 16].copy_to_nonoverlapping(to, 16) };
             }
         }
     }
@@ -217,36 +241,32 @@ impl<X> Pieces<'_, X> {
     }
 }
 
-/// `R` vectors; a tile of values has `N` groups of sixteen columns.
+/// Scores of `R` vectors of each head.
 #[inline(always)]
-unsafe fn vectors<P: Cached, const R: usize, const N: usize>(
-    p: &Pieces<'_, P::X>,
-    rows: &Rows,
-    results: &mut [Softmax; TILE_VECTORS],
-) {
-    // SAFETY: by `attend`'s contract.
-    unsafe {
-        let mut position = p.from;
-        while position < p.end {
-            for head in 0..p.t.kv_heads {
+unsafe fn scores_of_heads<P: Cached, const R: usize>(p: &Pieces<'_, P::X>) {
+    for position in (p.from..p.end).step_by(TOGETHER) {
+        for head in 0..p.t.kv_heads {
+            // SAFETY: by `attend`'s contract.
+            unsafe {
                 if position + TOGETHER <= p.end {
                     scores::<P, R, { TOGETHER / 16 }>(p, position, head);
                 } else {
                     scores::<P, R, 1>(p, position, head);
                 }
             }
-            position += TOGETHER;
         }
-        if P::SCALED {
-            gather(p);
-        }
-        softmax::<P>(p.t, rows, p.start, (p.from, p.to), results);
-        let at_once = if p.t.kv_heads > 1 { TOGETHER } else { SPAN };
-        for first in (p.from..p.to).step_by(at_once) {
-            let positions = first..(first + at_once).min(p.to);
-            for head in 0..p.t.kv_heads {
-                values_of_head::<P, R, N>(p, head, &positions);
-            }
+    }
+}
+
+/// Values of `R` vectors of each head; a tile has `N` groups of sixteen columns.
+#[inline(always)]
+unsafe fn values_of_heads<P: Cached, const R: usize, const N: usize>(p: &Pieces<'_, P::X>) {
+    let at_once = if p.t.kv_heads > 1 { TOGETHER } else { SPAN };
+    for first in (p.from..p.to).step_by(at_once) {
+        let positions = first..(first + at_once).min(p.to);
+        for head in 0..p.t.kv_heads {
+            // SAFETY: by `attend`'s contract.
+            unsafe { values_of_head::<P, R, N>(p, head, &positions) };
         }
     }
 }
@@ -272,21 +292,6 @@ unsafe fn values_of_head<P: Cached, const R: usize, const N: usize>(
                 values::<P, R, 1>(p, head, positions, group);
                 group += 1;
             }
-        }
-    }
-}
-
-/// Brings the scales of keys and values together.
-#[inline(always)]
-unsafe fn gather<X>(p: &Pieces<'_, X>) {
-    for position in (p.from..p.end).step_by(16) {
-        for (half, from) in p.scales.iter().enumerate() {
-            // SAFETY: sixteen slots of a block have their scales side by side; the tile holds a
-            // span's.
-            unsafe {
-                from[position / 16]
-                    .copy_to_nonoverlapping(p.t.scales.add(half * SPAN + position), 16)
-            };
         }
     }
 }

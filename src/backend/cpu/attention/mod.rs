@@ -21,7 +21,7 @@ use crate::backend::{Heads, SeqInput};
 use crate::error::Result;
 use crate::ids::BlockId;
 
-mod cached;
+pub(crate) mod cached;
 mod few;
 mod places;
 pub(crate) mod plan;
@@ -255,8 +255,7 @@ impl Softmax {
     }
 }
 
-/// Computes a work item for some KV heads, with panels `P` over a cache of what they read, and what
-/// belongs to them over int8.
+/// Computes a work item for some KV heads, with panels `P` over a cache of what they read.
 #[inline(always)]
 pub(crate) unsafe fn attend<P: Cached, const R: usize, const N: usize>(
     a: &AttentionArgs<'_>,
@@ -265,7 +264,7 @@ pub(crate) unsafe fn attend<P: Cached, const R: usize, const N: usize>(
 ) {
     let item = &a.plan.items[work.item];
     let group = a.heads.num_heads / a.heads.num_kv_heads;
-    let int8 = a.kv.kind == KvType::Int8;
+    debug_assert_eq!(P::SCALED, a.kv.kind == KvType::Int8, "the cache's panels");
     let at_once = match few::takes_heads::<P, R, N>(&a.kv, item.rows * group) {
         true => work.kv_heads,
         false => 1,
@@ -282,12 +281,7 @@ pub(crate) unsafe fn attend<P: Cached, const R: usize, const N: usize>(
             // SAFETY: by `Kernel`'s contract; the chunk lies within the item's vectors.
             unsafe {
                 let vectors = first..(first + TILE_VECTORS).min(vectors);
-                // Tiles have no int8 keys and values.
-                if const { !P::TILES } && int8 {
-                    chunk::<P::Bytes, R, N>(a, item, heads, vectors, scratch);
-                } else {
-                    chunk::<P, R, N>(a, item, heads, vectors, scratch);
-                }
+                chunk::<P, R, N>(a, item, heads, vectors, scratch);
             }
         }
     }

@@ -143,6 +143,13 @@ fn asks<const R: usize>(rows: &Rows) -> bool {
     rows.count <= R
 }
 
+/// Whether int8 is converted as it is read: by few vectors, where `few` has no registers for them.
+/// Where many read it, it pays to convert it beforehand.
+#[inline(always)]
+fn reads_bytes<const R: usize, const N: usize>(rows: &Rows) -> bool {
+    (const { R * N < few::ACCUMULATORS }) && rows.count <= R
+}
+
 /// Scores of all vectors at `N` groups of sixteen positions.
 #[inline(always)]
 unsafe fn scores_of<P: Cached, const R: usize, const N: usize>(
@@ -167,8 +174,7 @@ unsafe fn scores_of<P: Cached, const R: usize, const N: usize>(
     }
     // SAFETY: the caller's contract; the scratch holds `N` groups of keys.
     unsafe {
-        // Where many vectors read int8 it pays to convert it beforehand.
-        if const { !P::SCALED } || rows.count <= R {
+        if const { !P::SCALED } || reads_bytes::<R, N>(rows) {
             return scores::<P, R, N>(t, rows, at, &keys);
         }
         let (steps, bytes) = (t.kv.dim.div_ceil(P::STEP), P::Widened::STEP_BYTES);
@@ -291,7 +297,7 @@ unsafe fn values_of<P: Cached, const R: usize, const N: usize>(
     }
     // SAFETY: the caller's contract; the scratch holds `N` groups of a span.
     unsafe {
-        if const { !P::SCALED } || rows.count <= R {
+        if const { !P::SCALED } || reads_bytes::<R, N>(rows) {
             return values_by_rows::<P, R, N>(t, rows, start, group, &values);
         }
         let bytes = P::Widened::STEP_BYTES;

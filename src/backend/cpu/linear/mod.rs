@@ -69,6 +69,17 @@ impl LinearArgs {
         if self.gated { self.panels / 2 } else { self.panels }
     }
 
+    /// Whether threads take what others have not begun, where there are few rows: the panels are
+    /// then multiplied one by one, and any part of them is as fast as all together.
+    pub(crate) fn takes_leftover(&self) -> bool {
+        self.rows <= tiles::STREAMED
+    }
+
+    /// The fewest units that are worth taking alone.
+    pub(crate) fn least_units(&self) -> usize {
+        (LEAST_BYTES * self.units() / (self.panels * self.panel_bytes).max(1)).max(1)
+    }
+
     /// The first column of a panel's outputs, and how many there are.
     #[inline(always)]
     fn columns(&self, panel: usize) -> (usize, usize) {
@@ -79,6 +90,9 @@ impl LinearArgs {
         (panel % 2 * half + first, (half - first).min(16))
     }
 }
+
+/// Bytes of weights that are worth taking alone.
+const LEAST_BYTES: usize = 32 << 10;
 
 /// How one step of a panel (16 outputs) is read and multiplied.
 pub(crate) trait Panel {

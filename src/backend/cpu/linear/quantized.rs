@@ -9,7 +9,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::tiles::{Ahead, PREFETCH_BYTES, Tiles, ask_for_outputs, finish};
+use super::tiles::{Ahead, PREFETCH_BYTES, STREAM_AHEAD, Tiles, ask_for_outputs, finish};
 use super::{LinearArgs, Wide};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::integer::Integer;
@@ -97,40 +97,51 @@ impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
         panel: usize,
         ahead: &mut Ahead,
     ) {
-        // Chosen here, not for each line: the loops are short of instructions to spare.
         // SAFETY: the caller's contract.
         unsafe {
-            if const { R <= FEW } && a.rows == R {
-                Self::tile_of::<R, N, true>(a, row, panel, ahead);
-            } else {
-                Self::tile_of::<R, N, false>(a, row, panel, ahead);
+            if const { R > 4 } {
+                ask_for_outputs::<I::Floats, R, N>(a, row, panel);
             }
+            let sums = Self::sums::<R, N, false>(a, row, panel, ahead);
+            finish::<Wide<I::Floats, f32>, R, N>(a, row, panel, sums);
+        }
+    }
+
+    #[allow(clippy::needless_range_loop, reason = "walked by index, as below")]
+    #[inline(always)]
+    unsafe fn stream<const R: usize, const N: usize>(a: &LinearArgs, panel: usize) {
+        let (mut sums, mut ahead) = ([[I::Floats::splat(0.0); N]; R], Ahead::nothing());
+        // SAFETY: the caller's contract.
+        unsafe {
+            for n in 0..N {
+                let one = Self::sums::<R, 1, true>(a, 0, panel + n, &mut ahead);
+                for r in 0..R {
+                    sums[r][n] = one[r][0];
+                }
+            }
+            finish::<Wide<I::Floats, f32>, R, N>(a, 0, panel, sums);
         }
     }
 }
 
 impl<I: Integer, F: Format> Quantized<I, F> {
-    /// With `NEXT` the next tile is asked for meanwhile, in memory's order, which is the fastest
-    /// where only one strip of few rows reads these panels; else what comes soon of each panel.
+    /// With `STREAM` weights are read in the order in which they lie, and asked for that far ahead.
     #[inline(always)]
-    unsafe fn tile_of<const R: usize, const N: usize, const NEXT: bool>(
+    unsafe fn sums<const R: usize, const N: usize, const STREAM: bool>(
         a: &LinearArgs,
         row: usize,
         panel: usize,
         ahead: &mut Ahead,
-    ) {
+    ) -> [[I::Floats; N]; R] {
         let mut sums = [[I::Floats::splat(0.0); N]; R];
         // SAFETY: rows and panels are in range; each panel and each row of inputs hold `steps`
         // groups in the layouts above.
         unsafe {
             let x = a.x.add(row * a.ldx);
             let w = a.weights.add(panel * a.panel_bytes);
-            if const { R > 4 } {
-                ask_for_outputs::<I::Floats, R, N>(a, row, panel);
-            }
             for group in 0..a.steps {
                 ahead.ask::<I::Floats>();
-                let acc = integers::<I, F, R, N, NEXT>(a, x, w, group);
+                let acc = integers::<I, F, R, N, STREAM>(a, x, w, group);
                 let scales = x.add(a.steps * F::GROUP + 4 * group).cast::<f32>();
                 for n in 0..N {
                     let own = w.add(n * a.panel_bytes + F::scales_at(group)).cast::<u16>();
@@ -150,18 +161,15 @@ impl<I: Integer, F: Format> Quantized<I, F> {
                     }
                 }
             }
-            finish::<Wide<I::Floats, f32>, R, N>(a, row, panel, sums);
         }
+        sums
     }
 }
-
-/// Rows that are multiplied faster than memory brings their weights.
-const FEW: usize = 4;
 
 /// One group's sums, in integers.
 #[allow(clippy::needless_range_loop, reason = "walked by index, as below")]
 #[inline(always)]
-unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize, const NEXT: bool>(
+unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize, const STREAM: bool>(
     a: &LinearArgs,
     x: *const u8,
     w: *const u8,
@@ -179,29 +187,19 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize, const 
             *acc = [I::splat(first); N];
         }
         let x = x.add(group * F::GROUP).cast::<i32>();
-        // As many lines of the next tile as this group has, scales of a pair of groups with it.
-        let next = w.wrapping_add(N * (a.panel_bytes + F::weights_at(group)));
-        if NEXT && F::NIBBLES && group % 2 == 1 {
-            for n in 0..N {
-                I::Floats::prefetch_l2(next.wrapping_add((F::LOADS * N + n) * 64));
-            }
-        }
         let w = w.add(F::weights_at(group));
+        let far = const { if STREAM { STREAM_AHEAD } else { PREFETCH_BYTES } };
+        // The scales of a pair of groups lie behind them.
+        if STREAM && F::NIBBLES && group % 2 == 1 {
+            I::Floats::prefetch(w.wrapping_add(F::LOADS * 64 + far));
+        }
         for load in 0..F::LOADS {
             let mut bytes = [I::bytes(w.add(load * 64)); N];
-            if NEXT {
-                for n in 0..N {
-                    I::Floats::prefetch_l2(next.wrapping_add((load * N + n) * 64));
-                }
-            } else {
-                I::Floats::prefetch(w.wrapping_add(load * 64 + PREFETCH_BYTES));
-            }
+            I::Floats::prefetch(w.wrapping_add(load * 64 + far));
             for (n, bytes) in bytes.iter_mut().enumerate().skip(1) {
                 let p = w.add(n * a.panel_bytes + load * 64);
                 *bytes = I::bytes(p);
-                if !NEXT {
-                    I::Floats::prefetch(p.wrapping_add(PREFETCH_BYTES));
-                }
+                I::Floats::prefetch(p.wrapping_add(far));
             }
             if I::SIGNED {
                 row_by_row::<I, F, R, N>(&mut acc, &bytes, x.add(load << F::NIBBLES as usize), a);

@@ -7,6 +7,7 @@
 //! them ask for the next group, so that reading and multiplying go on side by side.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::{InputForm, LinearArgs, Panel};
@@ -25,6 +26,8 @@ pub(crate) trait Tiles {
         panel: usize,
         ahead: &mut Ahead,
     );
+    /// Computes `R` rows, all that there are, of `N` panels, as fast as memory brings the weights.
+    unsafe fn stream<const R: usize, const N: usize>(a: &LinearArgs, panel: usize);
 }
 
 /// Weights that are asked for while others are multiplied.
@@ -35,6 +38,10 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
+    pub(super) fn nothing() -> Self {
+        Self { at: std::ptr::null(), lines: 0 }
+    }
+
     /// Asks for the next lines.
     #[inline(always)]
     pub(super) fn ask<S: Simd16>(&mut self) {
@@ -63,12 +70,53 @@ pub(crate) unsafe fn run<
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        if a.gated {
-            panels::<T, GATED_ROWS, GATED_PANELS>(a, 2 * units.start..2 * units.end);
+        let range = match a.gated {
+            true => 2 * units.start..2 * units.end,
+            false => units,
+        };
+        if a.rows <= STREAMED {
+            match a.rows {
+                1 => stream::<T, 1>(a, range),
+                2 => stream::<T, 2>(a, range),
+                3 => stream::<T, 3>(a, range),
+                _ => stream::<T, 4>(a, range),
+            }
+        } else if const { ROWS == GATED_ROWS && pairs(PANELS) == GATED_PANELS } {
+            panels::<T, ROWS, PANELS>(a, range);
+        } else if a.gated {
+            panels::<T, GATED_ROWS, GATED_PANELS>(a, range);
         } else {
-            panels::<T, ROWS, PANELS>(a, units);
+            panels::<T, ROWS, PANELS>(a, range);
         }
     }
+}
+
+/// All `R` rows over some panels, one after another or pair by pair.
+#[inline(always)]
+unsafe fn stream<T: Tiles, const R: usize>(a: &LinearArgs, panels: Range<usize>) {
+    // SAFETY: the caller's contract; gated panels are whole pairs.
+    unsafe {
+        if a.gated {
+            for panel in panels.step_by(2) {
+                T::stream::<R, 2>(a, panel);
+            }
+        } else {
+            for panel in panels {
+                T::stream::<R, 1>(a, panel);
+            }
+        }
+    }
+}
+
+/// Panels of a tile that are pairs.
+const fn pairs(panels: usize) -> usize {
+    panels / 2 * 2
+}
+
+/// Panels that are computed at once: whole pairs of gated ones.
+#[inline(always)]
+fn at_once<const PANELS: usize>(a: &LinearArgs) -> usize {
+    if const { PANELS > 1 } && a.gated { pairs(PANELS) } else { PANELS }
 }
 
 #[inline(always)]
@@ -84,7 +132,8 @@ unsafe fn panels<T: Tiles, const ROWS: usize, const PANELS: usize>(
         2..=FEW_STRIPS => GROUP_BYTES / 2,
         _ => GROUP_BYTES / 4 * 3,
     };
-    let per_group = (bytes / a.panel_bytes.max(1)).max(PANELS) / PANELS * PANELS;
+    let at_once = at_once::<PANELS>(a);
+    let per_group = (bytes / a.panel_bytes.max(1)).max(at_once) / at_once * at_once;
     let mut start = panels.start;
     while start < panels.end {
         let group = start..(start + per_group).min(panels.end);
@@ -104,7 +153,7 @@ unsafe fn group<T: Tiles, const ROWS: usize, const PANELS: usize>(
 ) {
     let strips = a.rows.div_ceil(ROWS);
     let asking = strips.min(ASKING_STRIPS);
-    let blocks = group.len().div_ceil(PANELS) * a.steps.div_ceil(T::BLOCK) * asking;
+    let blocks = group.len().div_ceil(at_once::<PANELS>(a)) * a.steps.div_ceil(T::BLOCK) * asking;
     let lines = (next.len() * a.panel_bytes / 64).div_ceil(blocks.max(1));
     let mut ahead = Ahead { at: a.weights.wrapping_add(next.start * a.panel_bytes), lines: 0 };
     let (mut row, mut strip) = (0, 0);
@@ -135,13 +184,13 @@ unsafe fn strip<T: Tiles, const R: usize, const PANELS: usize>(
     group: &Range<usize>,
     ahead: &mut Ahead,
 ) -> usize {
-    let mut panel = group.start;
+    let (mut panel, at_once) = (group.start, at_once::<PANELS>(a));
     while panel < group.end {
         let left = group.end - panel;
         // SAFETY: the caller's contract; panels stay within the group.
         unsafe {
             // Two pairs go faster than three and one alone.
-            if left >= PANELS && !(PANELS == 3 && left == 4) {
+            if left >= PANELS && at_once == PANELS && !(PANELS == 3 && left == 4) {
                 T::tile::<R, PANELS>(a, row, panel, ahead);
                 panel += PANELS;
             } else if const { PANELS > 2 } && left >= 2 {
@@ -201,6 +250,43 @@ impl<P: Panel> Tiles for Chain<P> {
             finish::<P, R, N>(a, row, panel, acc);
         }
     }
+
+    #[allow(clippy::needless_range_loop, reason = "as in `finish`")]
+    #[inline(always)]
+    unsafe fn stream<const R: usize, const N: usize>(a: &LinearArgs, panel: usize) {
+        let mut acc = [[P::Acc::splat(0.0); N]; R];
+        // SAFETY: the panels are in range, and there are `R` rows.
+        unsafe {
+            for n in 0..N {
+                let sums = chains::<P, R>(a, panel + n);
+                for r in 0..R {
+                    acc[r][n] = sums[r];
+                }
+            }
+            finish::<P, R, N>(a, 0, panel, acc);
+        }
+    }
+}
+
+/// One panel for `R` rows, all that there are. Weights are read in the order in which they lie in
+/// memory, which brings no other as fast.
+#[inline(always)]
+unsafe fn chains<P: Panel, const R: usize>(a: &LinearArgs, panel: usize) -> [P::Acc; R] {
+    let mut acc = [P::Acc::splat(0.0); R];
+    // SAFETY: the caller's contract.
+    unsafe {
+        let x = a.x.cast::<P::X>();
+        let w = a.weights.add(panel * a.panel_bytes);
+        for step in 0..a.steps {
+            let at = w.add(step * P::STEP_BYTES);
+            P::Acc::prefetch(at.wrapping_add(STREAM_AHEAD));
+            let weights = P::weights(at);
+            for (r, acc) in acc.iter_mut().enumerate() {
+                *acc = P::step(*acc, weights, P::broadcast(x.add(r * a.ldx + step * P::STEP)));
+            }
+        }
+    }
+    acc
 }
 
 /// Asks for the inputs of a block of steps that comes soon, of these rows or of the next strip's:
@@ -252,43 +338,74 @@ pub(super) unsafe fn finish<P: Panel, const R: usize, const N: usize>(
     sums: [[P::Acc; N]; R],
 ) {
     // SAFETY: rows and panels are in range, `width` keeps within a row; biases are padded to whole
-    // panels, and so are the rows of a form that is not f32.
+    // panels.
     unsafe {
-        let biased = |sum: P::Acc, panel: usize| match a.bias.is_null() {
-            true => sum,
-            false => sum.add(P::Acc::load(a.bias.add(panel * 16))),
-        };
         // By index, each of a constant number: slices of them would keep the sums in memory, and
         // the loop that makes them would write each back.
-        for r in 0..R {
-            let start = (row + r) * a.ldo;
-            if let (Some(kind), true) = (a.gate, N.is_multiple_of(2)) {
-                for pair in 0..N / 2 {
-                    let first = panel + 2 * pair;
-                    let (column, width) = a.columns(first);
-                    let (at, gate) = (start + column, biased(sums[r][2 * pair], first));
-                    let up = biased(sums[r][2 * pair + 1], first + 1);
-                    let short = const { narrow::<P>() } && kind == Activation::Silu;
-                    if short && a.form == InputForm::Bf16 {
-                        P::put(silu::<P>(gate).mul(up), a.out.cast::<P::X>().add(at));
-                        continue;
-                    }
-                    let y = apply(gate, kind).mul(up);
-                    match a.form {
-                        InputForm::F32 => y.store_first(a.out.add(at), width),
-                        form => form.put(y, a.out.cast(), at),
-                    }
+        if let (Some(kind), true) = (a.gate, N.is_multiple_of(2)) {
+            let mut kept = MaybeUninit::<Kept<R, N>>::uninit();
+            let kept = kept.as_mut_ptr().cast::<f32>();
+            for r in 0..R {
+                for n in 0..N {
+                    sums[r][n].store(kept.add((r * N + n) * 16));
                 }
-                continue;
             }
+            return gate::<P, R, N>(a, (row, panel), kind, kept);
+        }
+        for r in 0..R {
             for n in 0..N {
                 let (column, width) = a.columns(panel + n);
-                let out = a.out.add(start + column);
-                let mut y = biased(sums[r][n], panel + n);
+                let out = a.out.add((row + r) * a.ldo + column);
+                let mut y = biased::<P>(a, sums[r][n], panel + n);
                 if a.add {
                     y = P::Acc::load_first(out, width).add(y);
                 }
                 y.store_first(out, width);
+            }
+        }
+    }
+}
+
+/// The sums of a tile.
+#[repr(C, align(64))]
+struct Kept<const R: usize, const N: usize>([[[f32; 16]; N]; R]);
+
+/// A sum and the bias of its panel.
+#[inline(always)]
+unsafe fn biased<P: Panel>(a: &LinearArgs, sum: P::Acc, panel: usize) -> P::Acc {
+    match a.bias.is_null() {
+        true => sum,
+        // SAFETY: biases are padded to whole panels.
+        false => sum.add(unsafe { P::Acc::load(a.bias.add(panel * 16)) }),
+    }
+}
+
+/// `finish` of gated panels. A loop over sums in memory: written out for each of the tile's places
+/// the functions would be most of the code.
+#[inline(always)]
+unsafe fn gate<P: Panel, const R: usize, const N: usize>(
+    a: &LinearArgs,
+    (row, panel): (usize, usize),
+    kind: Activation,
+    sums: *const f32,
+) {
+    let short = const { narrow::<P>() } && kind == Activation::Silu && a.form == InputForm::Bf16;
+    for pair in 0..R * N / 2 {
+        let (r, first) = (pair / (N / 2), panel + pair % (N / 2) * 2);
+        let (column, width) = a.columns(first);
+        let at = (row + r) * a.ldo + column;
+        // SAFETY: as in `finish`; the rows of a form that is not f32 are whole panels.
+        unsafe {
+            let gate = biased::<P>(a, P::Acc::load(sums.add(32 * pair)), first);
+            let up = biased::<P>(a, P::Acc::load(sums.add(32 * pair + 16)), first + 1);
+            if short {
+                P::put(silu::<P>(gate).mul(up), a.out.cast::<P::X>().add(at));
+                continue;
+            }
+            let y = apply(gate, kind).mul(up);
+            match a.form {
+                InputForm::F32 => y.store_first(a.out.add(at), width),
+                form => form.put(y, a.out.cast(), at),
             }
         }
     }
@@ -315,5 +432,9 @@ const FEW_STRIPS: usize = 22;
 const ASKING_STRIPS: usize = 4;
 /// How many steps ahead the inputs of many rows are asked for.
 const INPUTS_AHEAD: usize = 64;
+/// Rows up to which memory takes longer to bring the weights than they to multiply.
+pub(super) const STREAMED: usize = 4;
+/// How far ahead weights are asked for that are read as they lie.
+pub(super) const STREAM_AHEAD: usize = 4096;
 /// How far ahead weights are asked for. The hardware stops at page ends; this does not.
 pub(super) const PREFETCH_BYTES: usize = 3072;
