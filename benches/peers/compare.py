@@ -141,7 +141,8 @@ class LlamaBench:
 
 
 class Reader:
-    """What reads memory as fast as it goes, in turn with decoding: GB/s, not tokens."""
+    """The best of all readers, averaged over about as long as decoding takes, in turn with it:
+    GB/s, not tokens."""
 
     name, start = "reader", None
 

@@ -1,7 +1,7 @@
 /* What this machine can do: how fast two threads read memory, by several readers, and how many
  * operations its dot products do from registers. Prints one JSON line.
  * cc -O2 -pthread machine.c -o machine && ./machine [THREADS [read]]
- * `read` leaves out all but the readers with all threads. */
+ * `read` leaves out all but the readers with all threads, each at its average over some seconds. */
 #define _GNU_SOURCE
 #include <immintrin.h>
 #include <pthread.h>
@@ -157,28 +157,43 @@ static void print(const char *name, int threads, double value) {
     first = 0;
 }
 
-static double read_all(const char *name, void *(*work)(void *), int streams, int ahead,
-                       int threads, const char *memory) {
+struct way {
+    void *(*work)(void *);
+    int streams, ahead;
+};
+static const struct way WAYS[] = {
+    {read_256, 1, 0},     {read_512, 1, 0},     {read_512, 2, 0},    {read_512, 4, 0},
+    {read_512, 8, 0},     {read_512, 16, 0},    {read_512, 1, 1024}, {read_512, 1, 4096},
+    {read_512, 1, 16384}, {read_512, 2, 8192},  {read_512, 4, 2048}, {read_512, 8, 4096}};
+#define NUM_WAYS (int)(sizeof WAYS / sizeof WAYS[0])
+
+static double read_once(struct way way, int threads, const char *memory) {
     struct share shares[MOST];
     for (int i = 0; i < threads; i++) {
         size_t len = BYTES / threads;
-        shares[i] = (struct share){memory + i * len, len, streams, ahead, 0};
+        shares[i] = (struct share){memory + i * len, len, way.streams, way.ahead, 0};
     }
-    double rate = BYTES / best_of(7, work, shares, threads) / 1e9;
-    print(name, threads, rate);
-    return rate;
+    return run(way.work, shares, threads);
 }
 
-static double readers(int threads, const char *memory) {
-    double best = read_all("read 256 bits, GB/s", read_256, 1, 0, threads, memory);
-    if (!__builtin_cpu_supports("avx512f")) return best;
-    const int ways[][2] = {{1, 0}, {2, 0}, {4, 0}, {8, 0}, {16, 0},
-                           {1, 1024}, {1, 4096}, {1, 16384}, {2, 8192}, {4, 2048}, {8, 4096}};
-    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
-        char name[80];
-        snprintf(name, sizeof name, "read 512 bits, %d streams, %d ahead, GB/s", ways[i][0],
-                 ways[i][1]);
-        double rate = read_all(name, read_512, ways[i][0], ways[i][1], threads, memory);
+/* The best reader's rate: each at its fastest or, with `average`, over all of its rounds. They take
+ * turns, for memory's speed changes within the second. */
+static double readers(int threads, const char *memory, int average) {
+    double least[NUM_WAYS], sum[NUM_WAYS] = {0}, best = 0;
+    int rounds = average ? 16 : 7, ways = __builtin_cpu_supports("avx512f") ? NUM_WAYS : 1;
+    for (int round = 0; round < rounds; round++)
+        for (int i = 0; i < ways; i++) {
+            double took = read_once(WAYS[i], threads, memory);
+            sum[i] += took;
+            if (round == 0 || took < least[i]) least[i] = took;
+        }
+    for (int i = 0; i < ways; i++) {
+        double rate = BYTES / (average ? sum[i] / rounds : least[i]) / 1e9;
+        char name[80] = "read 256 bits, GB/s";
+        if (i > 0)
+            snprintf(name, sizeof name, "read 512 bits, %d streams, %d ahead, GB/s",
+                     WAYS[i].streams, WAYS[i].ahead);
+        print(name, threads, rate);
         if (rate > best) best = rate;
     }
     return best;
@@ -211,12 +226,12 @@ int main(int argc, char **argv) {
     memset(memory, 1, room);
     double best = 0;
     if (argc > 2) {
-        readers(most, memory);
+        readers(most, memory, 1);
         puts("}");
         return 0;
     }
     for (int threads = 1; threads <= most; threads += most > 1 ? most - 1 : 1) {
-        double rate = readers(threads, memory);
+        double rate = readers(threads, memory, 0);
         if (rate > best) best = rate;
         arithmetic(threads);
     }

@@ -28,7 +28,7 @@ impl Leftover {
     pub(crate) fn reserve(&mut self, threads: usize, ops: usize) {
         if self.ops < ops {
             // A multiple of a cache line.
-            self.ops = ops.next_multiple_of(64 / size_of::<AtomicU64>());
+            self.ops = ops.next_multiple_of(64 / size_of::<u64>());
             self.left.resize_with(threads * self.ops, AtomicU64::default);
         }
     }
