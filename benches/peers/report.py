@@ -82,16 +82,16 @@ class Results:
         return self.values.get((*row, engine), {})
 
     def best_peer(self, row):
-        """The peer that vrust is least ahead of. Ratios of turns in one run count: memory speed
-        drifts too far for rates of different hours."""
+        """The peer that vrust is least ahead of. Ratios of turns in one run count, and others where
+        there are none: memory speed drifts too far for rates of different hours."""
         lower_is_better = row[2] in ("start", "peak")
         peers = ["openvino"] if (row[2], row[1]) in ONLY_OPENVINO else PEERS
         leads = {}
         for peer in peers:
-            ratios, _ = self.ratios(row, "vrust", peer)
+            ratios, together = self.ratios(row, "vrust", peer)
             if ratios:
                 middle = statistics.median(ratios)
-                leads[peer] = -middle if lower_is_better else middle
+                leads[peer] = not together, -middle if lower_is_better else middle
         return min(leads, key=leads.get) if leads else None
 
     def ratios(self, row, engine, other):
@@ -175,7 +175,7 @@ def moved(results):
     for shape, size in WEIGHTS.items():
         row = (shape, "none", "decode")
         reader = results.of(row, "reader")
-        ours = results.every_build.get((*row, "vrust"), {})
+        ours = results.of(row, "vrust")
         pairs = [at for at in ours if at in reader]
         if pairs:
             rates = [ours[at] * size / 1e9 for at in pairs]
