@@ -123,7 +123,8 @@ impl CpuBackend {
         self.ops.push(op);
         if self.cursors.len() < self.ops.len() {
             self.cursors.push(AtomicUsize::new(0));
-            self.leftover.reserve(self.pool.threads(), self.ops.len());
+            let reserved = self.leftover.reserve(self.pool.threads(), self.ops.len());
+            reserved.expect("the units of one step fit in memory");
         }
     }
 

@@ -64,6 +64,25 @@ impl Kernels {
         let attends = &self.attend[usize::from(kv.bf16)];
         if kv.kind == KvType::Int8 { attends.int8 } else { attends.plain }
     }
+
+    /// With what bf16 products replace: linear layers, which take their inputs so, and attention.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    const fn with_bf16(self, linear: Kernel<LinearArgs>, attends: Attends) -> Self {
+        let [_, f32, f16, bf16_wide, int8, int4] = self.linear;
+        Self {
+            linear: [linear, f32, f16, bf16_wide, int8, int4],
+            bf16_inputs: true,
+            attend: [self.attend[0], attends],
+            ..self
+        }
+    }
+
+    /// With other quantized layers.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    const fn with_integers(self, int8: Kernel<LinearArgs>, int4: Kernel<LinearArgs>) -> Self {
+        let [bf16, f32, f16, bf16_wide, ..] = self.linear;
+        Self { linear: [bf16, f32, f16, bf16_wide, int8, int4], ..self }
+    }
 }
 
 /// Instantiates every generic kernel inside functions that have the path's features.
@@ -191,15 +210,8 @@ mod avx512bf16 {
         attend_int8 = DotBytes, 8, 2;
     });
 
-    pub(super) const KERNELS: Kernels = {
-        let [_, f32, f16, bf16_wide, int8, int4] = avx512::KERNELS.linear;
-        Kernels {
-            linear: [linear_bf16, f32, f16, bf16_wide, int8, int4],
-            bf16_inputs: true,
-            attend: [avx512::KERNELS.attend[0], Attends { plain: attend_bf16, int8: attend_int8 }],
-            ..avx512::KERNELS
-        }
-    };
+    pub(super) const KERNELS: Kernels =
+        avx512::KERNELS.with_bf16(linear_bf16, Attends { plain: attend_bf16, int8: attend_int8 });
 }
 
 /// What VNNI replaces, on whichever AVX-512 path: integer sums are the same bits.
@@ -262,18 +274,13 @@ mod amx {
     /// Rows up to which vectors multiply bytes faster than memory brings them.
     const FEW: usize = 8;
 
-    const fn with(int8: Kernel<LinearArgs>, int4: Kernel<LinearArgs>) -> Kernels {
-        let [_, f32, f16, bf16_wide, ..] = avx512::KERNELS.linear;
-        let linear = [linear_bf16, f32, f16, bf16_wide, int8, int4];
-        // The tiles have no int8 keys and values.
-        let [f32s, Attends { int8: bytes, .. }] = avx512bf16::KERNELS.attend;
-        let attend = [f32s, Attends { plain: attend_tiles, int8: bytes }];
-        Kernels { linear, bf16_inputs: true, attend, ..avx512::KERNELS }
-    }
+    /// The tiles have no int8 keys and values.
+    const ATTENDS: Attends = Attends { plain: attend_tiles, ..avx512bf16::KERNELS.attend[1] };
 
     /// Tiles for everything.
-    pub(super) const PLAIN: Kernels = with(linear_int8, linear_int4);
-    pub(super) const KERNELS: Kernels = with(int8, int4);
+    pub(super) const PLAIN: Kernels =
+        avx512::KERNELS.with_bf16(linear_bf16, ATTENDS).with_integers(linear_int8, linear_int4);
+    pub(super) const KERNELS: Kernels = PLAIN.with_integers(int8, int4);
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -300,15 +307,8 @@ mod neon_bf16 {
         attend_int8 = DotBytes, 4, 1;
     });
 
-    pub(super) const KERNELS: Kernels = {
-        let [_, f32, f16, bf16_wide, int8, int4] = neon::KERNELS.linear;
-        Kernels {
-            linear: [linear_bf16, f32, f16, bf16_wide, int8, int4],
-            bf16_inputs: true,
-            attend: [neon::KERNELS.attend[0], Attends { plain: attend_bf16, int8: attend_int8 }],
-            ..neon::KERNELS
-        }
-    };
+    pub(super) const KERNELS: Kernels =
+        neon::KERNELS.with_bf16(linear_bf16, Attends { plain: attend_bf16, int8: attend_int8 });
 }
 
 /// What DotProd replaces, on either NEON path: integer sums are the same bits.
@@ -339,16 +339,13 @@ pub(crate) fn of(isa: CpuIsa) -> Kernels {
     #[cfg(target_arch = "x86_64")]
     if matches!(isa, CpuIsa::Avx512 | CpuIsa::Avx512Bf16) && is_x86_feature_detected!("avx512vnni")
     {
-        let [bf16, f32, f16, wide, ..] = kernels.linear;
-        return Kernels { linear: [bf16, f32, f16, wide, vnni::int8, vnni::int4], ..kernels };
+        return kernels.with_integers(vnni::int8, vnni::int4);
     }
     #[cfg(target_arch = "aarch64")]
     if matches!(isa, CpuIsa::Neon | CpuIsa::NeonBf16)
         && std::arch::is_aarch64_feature_detected!("dotprod")
     {
-        let [bf16, f32, f16, wide, ..] = kernels.linear;
-        let linear = [bf16, f32, f16, wide, dotprod::int8, dotprod::int4];
-        return Kernels { linear, ..kernels };
+        return kernels.with_integers(dotprod::int8, dotprod::int4);
     }
     kernels
 }

@@ -12,6 +12,7 @@
 use std::ops::Range;
 
 use super::share;
+use crate::error::Result;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Units that nobody has begun, by thread and op.
@@ -24,13 +25,16 @@ pub(crate) struct Leftover {
 }
 
 impl Leftover {
-    /// Makes room for the ops of a step, and keeps what there is.
-    pub(crate) fn reserve(&mut self, threads: usize, ops: usize) {
+    /// Makes room for the ops of a step, before any is filled.
+    pub(crate) fn reserve(&mut self, threads: usize, ops: usize) -> Result<()> {
         if self.ops < ops {
             // A multiple of a cache line.
-            self.ops = ops.next_multiple_of(64 / size_of::<u64>());
-            self.left.resize_with(threads * self.ops, AtomicU64::default);
+            let ops = ops.next_multiple_of(64 / size_of::<u64>());
+            self.left.try_reserve(threads * ops - self.left.len())?;
+            self.left.resize_with(threads * ops, AtomicU64::default);
+            self.ops = ops;
         }
+        Ok(())
     }
 
     /// Shares the `units` of op `op` between `threads`; nobody may be taking of it.
@@ -97,7 +101,7 @@ mod tests {
     #[test]
     fn one_thread_alone_takes_its_own_share_and_then_the_others() {
         let mut left = Leftover::default();
-        left.reserve(2, 3);
+        left.reserve(2, 3).unwrap();
         left.fill(1, 21, 2);
         assert!(all(&left, 0, 0, 2).is_empty());
         assert_eq!(all(&left, 1, 0, 2), [0..5, 5..7, 7..9, 9..10, 16..21, 13..16, 11..13, 10..11]);
@@ -110,7 +114,7 @@ mod tests {
     fn each_unit_is_taken_once() {
         for (threads, units) in [(2, 1000), (3, 7), (5, 999), (4, 0)] {
             let mut left = Leftover::default();
-            left.reserve(threads, 1);
+            left.reserve(threads, 1).unwrap();
             left.fill(0, units, threads);
             let mut taken: Vec<usize> = std::thread::scope(|scope| {
                 let left = &left;

@@ -252,7 +252,7 @@ impl Backend for CpuBackend {
         self.input.reserve(tokens, seqs, limits.max_block_table, groups)?;
         self.ops.try_reserve(OPS)?;
         self.cursors.try_reserve(OPS)?;
-        self.leftover.reserve(self.pool.threads(), OPS);
+        self.leftover.reserve(self.pool.threads(), OPS)?;
         self.limits = Some(limits);
         if self.commit_kv {
             self.kv.commit();

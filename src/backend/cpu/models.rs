@@ -45,7 +45,7 @@ fn nobody_passes_a_barrier_before_everybody_has_come() {
 fn each_unit_is_taken_once() {
     let model = || {
         let mut left = Leftover::default();
-        left.reserve(3, 1);
+        left.reserve(3, 1).unwrap();
         left.fill(0, 7, 3);
         let (left, taken) = (Arc::new(left), Arc::new(AtomicUsize::new(0)));
         let threads: Vec<_> = (0..3)

@@ -82,6 +82,7 @@ pub(crate) unsafe fn run<
                 _ => stream::<T, 4>(a, range),
             }
         } else if const { ROWS == GATED_ROWS && pairs(PANELS) == GATED_PANELS } {
+            // The same tiles, written out once.
             panels::<T, ROWS, PANELS>(a, range);
         } else if a.gated {
             panels::<T, GATED_ROWS, GATED_PANELS>(a, range);
