@@ -13,7 +13,7 @@ HEAD_BYTES = {"none": 2, "int8": 1, "int4": 1}
 # The best of these that the machine has; the machine's table names them.
 FLOAT_DOTS = ["tdpbf16ps, GFLOP/s", "vdpbf16ps, GFLOP/s", "f32 FMA 512 bits, GFLOP/s",
               "f32 FMA 256 bits, GFLOP/s"]
-BYTE_DOTS = ["vpdpbusd, GOP/s", *FLOAT_DOTS]
+BYTE_DOTS = ["vpdpbusd, GOP/s", "vpmaddubsw and vpmaddwd, GOP/s", *FLOAT_DOTS]
 
 
 class Limits:

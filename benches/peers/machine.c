@@ -32,52 +32,46 @@ struct share {
     volatile long long sink;
 };
 
-__attribute__((target("avx2"))) static void *read_256(void *p) {
-    struct share *s = p;
-    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
-    for (size_t i = 0; i < s->len; i += 128) {
-        const __m256i *at = (const __m256i *)(s->at + i);
-        a = _mm256_add_epi64(a, at[0]);
-        b = _mm256_add_epi64(b, at[1]);
-        c = _mm256_add_epi64(c, at[2]);
-        d = _mm256_add_epi64(d, at[3]);
+/* `streams` cursors walk parts of the share side by side, `ahead` bytes behind the prefetches; four
+ * registers are summed from each in turn. */
+#define READER(name, features, type, zero, add, load, reduce)                      \
+    __attribute__((target(features))) static void *name(void *p) {                 \
+        struct share *s = p;                                                       \
+        const size_t bytes = 4 * sizeof(type);                                     \
+        size_t part = s->len / s->streams / bytes * bytes;                         \
+        type a = zero, b = a, c = a, d = a;                                        \
+        for (size_t i = 0; i < part; i += bytes) {                                 \
+            for (int n = 0; n < s->streams; n++) {                                 \
+                const char *at = s->at + n * part + i;                             \
+                if (s->ahead)                                                      \
+                    for (size_t line = 0; line < bytes; line += 64)                \
+                        _mm_prefetch(at + line + s->ahead, _MM_HINT_T0);           \
+                a = add(a, load((const type *)at));                                \
+                b = add(b, load((const type *)at + 1));                            \
+                c = add(c, load((const type *)at + 2));                            \
+                d = add(d, load((const type *)at + 3));                            \
+            }                                                                      \
+        }                                                                          \
+        s->sink = reduce(add(add(a, b), add(c, d)));                               \
+        return NULL;                                                               \
     }
-    s->sink = _mm256_extract_epi64(
-        _mm256_add_epi64(_mm256_add_epi64(a, b), _mm256_add_epi64(c, d)), 0);
-    return NULL;
-}
 
-/* `streams` cursors walk parts of the share side by side, `ahead` bytes behind the prefetches. */
-__attribute__((target("avx512f"))) static void *read_512(void *p) {
-    struct share *s = p;
-    size_t part = s->len / s->streams / 256 * 256;
-    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-    for (size_t i = 0; i < part; i += 256) {
-        for (int n = 0; n < s->streams; n++) {
-            const char *at = s->at + n * part + i;
-            if (s->ahead)
-                for (int line = 0; line < 256; line += 64)
-                    _mm_prefetch(at + line + s->ahead, _MM_HINT_T0);
-            a = _mm512_add_epi64(a, _mm512_loadu_si512(at));
-            b = _mm512_add_epi64(b, _mm512_loadu_si512(at + 64));
-            c = _mm512_add_epi64(c, _mm512_loadu_si512(at + 128));
-            d = _mm512_add_epi64(d, _mm512_loadu_si512(at + 192));
-        }
-    }
-    s->sink = _mm512_reduce_add_epi64(
-        _mm512_add_epi64(_mm512_add_epi64(a, b), _mm512_add_epi64(c, d)));
-    return NULL;
-}
+#define LOWEST(sum) _mm_cvtsi128_si64(_mm256_castsi256_si128(sum))
+READER(read_256, "avx2", __m256i, _mm256_setzero_si256(), _mm256_add_epi64, _mm256_loadu_si256,
+       LOWEST)
+READER(read_512, "avx512f", __m512i, _mm512_setzero_si512(), _mm512_add_epi64, _mm512_loadu_si512,
+       _mm512_reduce_add_epi64)
 
-/* Sixteen independent sums hide the latency of each instruction. */
-#define SUMS 16
+/* Twelve independent sums hide the latency of each instruction, and leave registers for what is
+ * multiplied where there are sixteen. */
+#define SUMS 12
 #define ARITHMETIC(name, features, type, zero, step, reduce)                       \
     __attribute__((target(features))) static void *name(void *p) {                 \
         struct share *s = p;                                                       \
         type sum[SUMS];                                                            \
         for (int i = 0; i < SUMS; i++) sum[i] = zero;                              \
         for (long turn = 0; turn < TURNS; turn++) {                                \
-            _Pragma("GCC unroll 16") for (int i = 0; i < SUMS; i++) {              \
+            _Pragma("GCC unroll 12") for (int i = 0; i < SUMS; i++) {              \
                 step;                                                              \
             }                                                                      \
         }                                                                          \
@@ -88,6 +82,14 @@ __attribute__((target("avx512f"))) static void *read_512(void *p) {
 ARITHMETIC(fma_256, "avx2,fma", __m256, _mm256_set1_ps(i),
            sum[i] = _mm256_fmadd_ps(_mm256_set1_ps(1.0001f), _mm256_set1_ps(1e-3f), sum[i]),
            _mm256_cvtss_f32)
+/* No one instruction multiplies bytes and adds 32 bits: products, sums of four, the total. Each
+ * goes on from the one before, so that none can be done beforehand. */
+ARITHMETIC(dot_words, "avx2", __m256i, _mm256_set1_epi32(i),
+           sum[i] = _mm256_add_epi32(
+               _mm256_set1_epi32(5),
+               _mm256_madd_epi16(_mm256_maddubs_epi16(sum[i], _mm256_set1_epi8(3)),
+                                 _mm256_set1_epi16(7))),
+           LOWEST)
 ARITHMETIC(fma_512, "avx512f", __m512, _mm512_set1_ps(i),
            sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(1.0001f), _mm512_set1_ps(1e-3f), sum[i]),
            _mm512_cvtss_f32)
@@ -158,41 +160,41 @@ static void print(const char *name, int threads, double value) {
 }
 
 struct way {
-    void *(*work)(void *);
     int streams, ahead;
 };
-static const struct way WAYS[] = {
-    {read_256, 1, 0},     {read_512, 1, 0},     {read_512, 2, 0},    {read_512, 4, 0},
-    {read_512, 8, 0},     {read_512, 16, 0},    {read_512, 1, 1024}, {read_512, 1, 4096},
-    {read_512, 1, 16384}, {read_512, 2, 8192},  {read_512, 4, 2048}, {read_512, 8, 4096}};
+static const struct way WAYS[] = {{1, 0},    {2, 0},     {4, 0},    {8, 0},    {16, 0}, {1, 1024},
+                                  {1, 4096}, {1, 16384}, {2, 8192}, {4, 2048}, {8, 4096}};
 #define NUM_WAYS (int)(sizeof WAYS / sizeof WAYS[0])
+/* Narrow loads first; wide ones where the machine has them. */
+#define MOST_READERS (2 * NUM_WAYS)
 
-static double read_once(struct way way, int threads, const char *memory) {
+static double read_once(int reader, int threads, const char *memory) {
+    struct way way = WAYS[reader % NUM_WAYS];
     struct share shares[MOST];
     for (int i = 0; i < threads; i++) {
         size_t len = BYTES / threads;
         shares[i] = (struct share){memory + i * len, len, way.streams, way.ahead, 0};
     }
-    return run(way.work, shares, threads);
+    return run(reader < NUM_WAYS ? read_256 : read_512, shares, threads);
 }
 
 /* The best reader's rate: each at its fastest or, with `average`, over all of its rounds. They take
  * turns, for memory's speed changes within the second. */
 static double readers(int threads, const char *memory, int average) {
-    double least[NUM_WAYS], sum[NUM_WAYS] = {0}, best = 0;
-    int rounds = average ? 16 : 7, ways = __builtin_cpu_supports("avx512f") ? NUM_WAYS : 1;
+    double least[MOST_READERS], sum[MOST_READERS] = {0}, best = 0;
+    int rounds = average ? 9 : 7;
+    int count = __builtin_cpu_supports("avx512f") ? MOST_READERS : NUM_WAYS;
     for (int round = 0; round < rounds; round++)
-        for (int i = 0; i < ways; i++) {
-            double took = read_once(WAYS[i], threads, memory);
+        for (int i = 0; i < count; i++) {
+            double took = read_once(i, threads, memory);
             sum[i] += took;
             if (round == 0 || took < least[i]) least[i] = took;
         }
-    for (int i = 0; i < ways; i++) {
+    for (int i = 0; i < count; i++) {
         double rate = BYTES / (average ? sum[i] / rounds : least[i]) / 1e9;
-        char name[80] = "read 256 bits, GB/s";
-        if (i > 0)
-            snprintf(name, sizeof name, "read 512 bits, %d streams, %d ahead, GB/s",
-                     WAYS[i].streams, WAYS[i].ahead);
+        char name[80];
+        snprintf(name, sizeof name, "read %d bits, %d streams, %d ahead, GB/s",
+                 i < NUM_WAYS ? 256 : 512, WAYS[i % NUM_WAYS].streams, WAYS[i % NUM_WAYS].ahead);
         print(name, threads, rate);
         if (rate > best) best = rate;
     }
@@ -203,6 +205,8 @@ static void arithmetic(int threads) {
     struct share shares[MOST] = {{0}};
     double turns = (double)threads * TURNS * SUMS / 1e9;
     print("f32 FMA 256 bits, GFLOP/s", threads, turns * 16 / best_of(3, fma_256, shares, threads));
+    print("vpmaddubsw and vpmaddwd, GOP/s", threads,
+          turns * 64 / best_of(3, dot_words, shares, threads));
     if (__builtin_cpu_supports("avx512f"))
         print("f32 FMA 512 bits, GFLOP/s", threads,
               turns * 32 / best_of(3, fma_512, shares, threads));

@@ -91,7 +91,7 @@ impl Kernels {
 /// ones, which sum twice, with tiles of an even number of panels for gated ones beside each, and
 /// `vectors x groups` that of attention.
 macro_rules! instantiate {
-    ($name:ident, [$($feature:meta),*], $simd:ty, $int:ty, $bf16:ty, $bf16_inputs:literal,
+    ($name:ident, [$($feature:meta),*], $simd:ty, $int:ty, $nibbles:ty, $bf16:ty, $bf16_inputs:literal,
      $rows:literal x $panels:literal, $g_rows:literal x $g_panels:literal,
      $int_rows:literal x $int_panels:literal, $ig_rows:literal x $ig_panels:literal,
      $vectors:literal x $groups:literal) => {
@@ -109,7 +109,7 @@ macro_rules! instantiate {
                 linear_int8(LinearArgs) =
                     run::<Quantized<$int, Int8>, $int_rows, $int_panels, $ig_rows, $ig_panels>;
                 linear_int4(LinearArgs) =
-                    run::<Quantized<$int, Int4>, $int_rows, $int_panels, $ig_rows, $ig_panels>;
+                    run::<Quantized<$nibbles, Int4>, $int_rows, $int_panels, $ig_rows, $ig_panels>;
                 convert(ConvertArgs) = linear::convert::<$simd>;
                 rms_norm(NormArgs) = norm::rms_norm::<$simd>;
                 layer_norm(NormArgs) = norm::layer_norm::<$simd>;
@@ -174,21 +174,23 @@ macro_rules! instantiate {
 
 instantiate!(
     portable, [],
-    Portable, [i32; 16], linear::Pairs<Portable>, false, 2 x 1, 2 x 2, 2 x 1, 2 x 2, 2 x 1
+    Portable, [i32; 16], [i32; 16], linear::Pairs<Portable>, false, 2 x 1, 2 x 2, 2 x 1, 2 x 2, 2 x 1
 );
 
 #[cfg(target_arch = "x86_64")]
-use super::simd::{avx2::Avx2, avx512::Avx512, integer::Avx2Integer, integer::Avx512Integer};
+use super::simd::integer::{Avx2Integer, Avx2Nibbles, Avx512Integer};
+#[cfg(target_arch = "x86_64")]
+use super::simd::{avx2::Avx2, avx512::Avx512};
 
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx2, [target_feature(enable = "avx2,fma,f16c")],
-    Avx2, Avx2Integer, linear::Pairs<Avx2>, false, 4 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
+    Avx2, Avx2Integer, Avx2Nibbles, linear::Pairs<Avx2>, false, 5 x 1, 5 x 2, 5 x 1, 5 x 2, 5 x 1
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx512, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 8 x 2, 6 x 2, 6 x 2, 8 x 2
+    Avx512, Avx512Integer, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 8 x 2, 6 x 2, 6 x 2, 8 x 2
 );
 
 /// What bf16 products replace.
@@ -289,7 +291,7 @@ use super::simd::{integer::NeonDot, integer::NeonInteger, neon::Neon};
 #[cfg(target_arch = "aarch64")]
 instantiate!(
     neon, [target_feature(enable = "neon")],
-    Neon, NeonInteger, linear::Pairs<Neon>, false, 4 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
+    Neon, NeonInteger, NeonInteger, linear::Pairs<Neon>, false, 4 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
 );
 
 /// What bf16 products replace.

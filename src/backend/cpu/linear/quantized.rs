@@ -9,7 +9,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::tiles::{Ahead, PREFETCH_BYTES, STREAM_AHEAD, Tiles, ask_for_outputs, finish};
+use super::tiles::{Ahead, PREFETCH_BYTES, STREAM_AHEAD, Tiles};
 use super::{LinearArgs, Wide};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::integer::Integer;
@@ -88,44 +88,10 @@ pub(crate) fn row_bytes(k_padded: usize, group: usize) -> usize {
 pub(crate) struct Quantized<I, F>(PhantomData<(I, F)>);
 
 impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
+    type Out = Wide<I::Floats, f32>;
     const BLOCK: usize = 1;
 
-    #[inline(always)]
-    unsafe fn tile<const R: usize, const N: usize>(
-        a: &LinearArgs,
-        row: usize,
-        panel: usize,
-        ahead: &mut Ahead,
-    ) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            if const { R > 4 } {
-                ask_for_outputs::<I::Floats, R, N>(a, row, panel);
-            }
-            let sums = Self::sums::<R, N, false>(a, row, panel, ahead);
-            finish::<Wide<I::Floats, f32>, R, N>(a, row, panel, sums);
-        }
-    }
-
     #[allow(clippy::needless_range_loop, reason = "walked by index, as below")]
-    #[inline(always)]
-    unsafe fn stream<const R: usize, const N: usize>(a: &LinearArgs, panel: usize) {
-        let (mut sums, mut ahead) = ([[I::Floats::splat(0.0); N]; R], Ahead::nothing());
-        // SAFETY: the caller's contract.
-        unsafe {
-            for n in 0..N {
-                let one = Self::sums::<R, 1, true>(a, 0, panel + n, &mut ahead);
-                for r in 0..R {
-                    sums[r][n] = one[r][0];
-                }
-            }
-            finish::<Wide<I::Floats, f32>, R, N>(a, 0, panel, sums);
-        }
-    }
-}
-
-impl<I: Integer, F: Format> Quantized<I, F> {
-    /// With `STREAM` weights are read in the order in which they lie, and asked for that far ahead.
     #[inline(always)]
     unsafe fn sums<const R: usize, const N: usize, const STREAM: bool>(
         a: &LinearArgs,
@@ -140,7 +106,9 @@ impl<I: Integer, F: Format> Quantized<I, F> {
             let x = a.x.add(row * a.ldx);
             let w = a.weights.add(panel * a.panel_bytes);
             for group in 0..a.steps {
-                ahead.ask::<I::Floats>();
+                if !STREAM {
+                    ahead.ask::<I::Floats>();
+                }
                 let acc = integers::<I, F, R, N, STREAM>(a, x, w, group);
                 let scales = x.add(a.steps * F::GROUP + 4 * group).cast::<f32>();
                 for n in 0..N {

@@ -15,20 +15,24 @@ use crate::backend::Activation;
 use crate::backend::cpu::elementwise::apply;
 use crate::backend::cpu::simd::Simd16;
 
-/// What computes a tile: `R` rows by `N` panels, all of K, in registers.
+/// What computes the sums of a tile: `R` rows by `N` panels, all of K, in registers.
 pub(crate) trait Tiles {
+    /// What the sums are in, and what rounds outputs that the next layer reads.
+    type Out: Panel;
     /// Steps along K between two calls of `Ahead::ask`.
     const BLOCK: usize;
-    /// Computes rows from `row` on of the outputs from `panel` on.
-    unsafe fn tile<const R: usize, const N: usize>(
+    /// Sums of rows from `row` on and of the outputs from `panel` on. With `STREAM` these are all
+    /// rows, and memory has to bring one panel after the other: nothing else is asked for.
+    unsafe fn sums<const R: usize, const N: usize, const STREAM: bool>(
         a: &LinearArgs,
         row: usize,
         panel: usize,
         ahead: &mut Ahead,
-    );
-    /// Computes `R` rows, all that there are, of `N` panels, as fast as memory brings the weights.
-    unsafe fn stream<const R: usize, const N: usize>(a: &LinearArgs, panel: usize);
+    ) -> [[Sum<Self>; N]; R];
 }
+
+/// Sixteen sums.
+pub(crate) type Sum<T> = <<T as Tiles>::Out as Panel>::Acc;
 
 /// Weights that are asked for while others are multiplied.
 pub(crate) struct Ahead {
@@ -92,19 +96,68 @@ pub(crate) unsafe fn run<
     }
 }
 
-/// All `R` rows over some panels, one after another or pair by pair.
+/// All `R` rows, all that there are, over some panels in the order in which these lie in memory,
+/// which brings no other as fast.
 #[inline(always)]
 unsafe fn stream<T: Tiles, const R: usize>(a: &LinearArgs, panels: Range<usize>) {
+    let mut ahead = Ahead::nothing();
     // SAFETY: the caller's contract; gated panels are whole pairs.
     unsafe {
         if a.gated {
             for panel in panels.step_by(2) {
-                T::stream::<R, 2>(a, panel);
+                one_by_one::<T, R, 2, true>(a, 0, panel, &mut ahead);
             }
         } else {
             for panel in panels {
-                T::stream::<R, 1>(a, panel);
+                one_by_one::<T, R, 1, true>(a, 0, panel, &mut ahead);
             }
+        }
+    }
+}
+
+/// `R` rows by `N` panels: at once, or one by one on a path that has no registers for all sums.
+#[inline(always)]
+unsafe fn tile<T: Tiles, const R: usize, const N: usize>(
+    a: &LinearArgs,
+    row: usize,
+    panel: usize,
+    ahead: &mut Ahead,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if const { R > 4 } {
+            ask_for_outputs::<Sum<T>, R, N>(a, row, panel);
+        }
+        if const { (R + 1) * N > <Sum<T> as Simd16>::REGISTERS } {
+            return one_by_one::<T, R, N, false>(a, row, panel, ahead);
+        }
+        let sums = T::sums::<R, N, false>(a, row, panel, ahead);
+        finish::<T::Out, R, N>(a, row, panel, sums);
+    }
+}
+
+/// The same panel by panel; sums that gate each other wait in memory.
+#[inline(always)]
+unsafe fn one_by_one<T: Tiles, const R: usize, const N: usize, const STREAM: bool>(
+    a: &LinearArgs,
+    row: usize,
+    panel: usize,
+    ahead: &mut Ahead,
+) {
+    let mut kept = MaybeUninit::<Kept<R, N>>::uninit();
+    let kept = kept.as_mut_ptr().cast::<f32>();
+    // SAFETY: the caller's contract.
+    unsafe {
+        for n in 0..N {
+            let sums = T::sums::<R, 1, STREAM>(a, row, panel + n, ahead);
+            if const { N == 1 } || a.gate.is_none() {
+                finish::<T::Out, R, 1>(a, row, panel + n, sums);
+            } else {
+                keep::<Sum<T>, R, 1>(sums, kept.add(n * R * 16));
+            }
+        }
+        if const { N > 1 } && a.gate.is_some() {
+            gate::<T::Out, R, N>(a, (row, panel), kept);
         }
     }
 }
@@ -128,10 +181,11 @@ unsafe fn panels<T: Tiles, const ROWS: usize, const PANELS: usize>(
     let strips = a.rows.div_ceil(ROWS);
     // One strip alone streams its weights by itself.
     let asks = strips > 1;
+    let group = const { group_bytes::<Sum<T>>() };
     let bytes = match strips {
-        ..=1 => GROUP_BYTES,
-        2..=FEW_STRIPS => GROUP_BYTES / 2,
-        _ => GROUP_BYTES / 4 * 3,
+        ..=1 => group,
+        2..=FEW_STRIPS => group / 2,
+        _ => group / 4 * 3,
     };
     let at_once = at_once::<PANELS>(a);
     let per_group = (bytes / a.panel_bytes.max(1)).max(at_once) / at_once * at_once;
@@ -164,7 +218,8 @@ unsafe fn group<T: Tiles, const ROWS: usize, const PANELS: usize>(
         ahead.lines = if strip + asking > strips { lines } else { 0 };
         // SAFETY: the caller's contract; rows stay below `a.rows`.
         row += unsafe {
-            if left >= ROWS {
+            // Two times four go faster than five, two and one.
+            if left >= ROWS && !(const { ROWS == 5 } && left == 8) {
                 self::strip::<T, ROWS, PANELS>(a, row, group, &mut ahead)
             } else if const { ROWS > 4 } && left >= 4 {
                 self::strip::<T, 4, PANELS>(a, row, group, &mut ahead)
@@ -192,13 +247,13 @@ unsafe fn strip<T: Tiles, const R: usize, const PANELS: usize>(
         unsafe {
             // Two pairs go faster than three and one alone.
             if left >= PANELS && at_once == PANELS && !(PANELS == 3 && left == 4) {
-                T::tile::<R, PANELS>(a, row, panel, ahead);
+                tile::<T, R, PANELS>(a, row, panel, ahead);
                 panel += PANELS;
             } else if const { PANELS > 2 } && left >= 2 {
-                T::tile::<R, 2>(a, row, panel, ahead);
+                tile::<T, R, 2>(a, row, panel, ahead);
                 panel += 2;
             } else {
-                T::tile::<R, 1>(a, row, panel, ahead);
+                tile::<T, R, 1>(a, row, panel, ahead);
                 panel += 1;
             }
         }
@@ -207,34 +262,36 @@ unsafe fn strip<T: Tiles, const R: usize, const PANELS: usize>(
 }
 
 impl<P: Panel> Tiles for Chain<P> {
+    type Out = P;
     const BLOCK: usize = 16;
 
     #[inline(always)]
-    unsafe fn tile<const R: usize, const N: usize>(
+    unsafe fn sums<const R: usize, const N: usize, const STREAM: bool>(
         a: &LinearArgs,
         row: usize,
         panel: usize,
         ahead: &mut Ahead,
-    ) {
+    ) -> [[P::Acc; N]; R] {
         let mut acc = [[P::Acc::splat(0.0); N]; R];
         // SAFETY: rows and panels are in range, and each panel and each input row hold `steps`
         // steps (rows are zero-padded where K is not a multiple of a step).
         unsafe {
             let x = a.x.cast::<P::X>().add(row * a.ldx);
             let w = a.weights.add(panel * a.panel_bytes);
-            if const { R > 4 } {
-                ask_for_outputs::<P::Acc, R, N>(a, row, panel);
-            }
             // One loop, not two: a loop around it would drive the accumulators out of registers.
             for step in 0..a.steps {
-                if step % Self::BLOCK == 0 {
+                if !STREAM && step % Self::BLOCK == 0 {
                     ahead.ask::<P::Acc>();
                     if const { R > 4 } {
                         ask_for_inputs::<P, R>(a, x, step);
                     }
                 }
                 let at = step * P::STEP_BYTES;
-                let far = at + if R <= 4 { ahead_of::<N>(a, at) } else { PREFETCH_BYTES };
+                let far = match (STREAM, R <= 4) {
+                    (true, _) => at + STREAM_AHEAD,
+                    (false, true) => at + ahead_of::<N>(a, at),
+                    (false, false) => at + PREFETCH_BYTES,
+                };
                 let mut weights = [P::weights(w.add(at)); N];
                 P::Acc::prefetch(w.wrapping_add(far));
                 for (n, slot) in weights.iter_mut().enumerate().skip(1) {
@@ -248,46 +305,9 @@ impl<P: Panel> Tiles for Chain<P> {
                     }
                 }
             }
-            finish::<P, R, N>(a, row, panel, acc);
         }
+        acc
     }
-
-    #[allow(clippy::needless_range_loop, reason = "as in `finish`")]
-    #[inline(always)]
-    unsafe fn stream<const R: usize, const N: usize>(a: &LinearArgs, panel: usize) {
-        let mut acc = [[P::Acc::splat(0.0); N]; R];
-        // SAFETY: the panels are in range, and there are `R` rows.
-        unsafe {
-            for n in 0..N {
-                let sums = chains::<P, R>(a, panel + n);
-                for r in 0..R {
-                    acc[r][n] = sums[r];
-                }
-            }
-            finish::<P, R, N>(a, 0, panel, acc);
-        }
-    }
-}
-
-/// One panel for `R` rows, all that there are. Weights are read in the order in which they lie in
-/// memory, which brings no other as fast.
-#[inline(always)]
-unsafe fn chains<P: Panel, const R: usize>(a: &LinearArgs, panel: usize) -> [P::Acc; R] {
-    let mut acc = [P::Acc::splat(0.0); R];
-    // SAFETY: the caller's contract.
-    unsafe {
-        let x = a.x.cast::<P::X>();
-        let w = a.weights.add(panel * a.panel_bytes);
-        for step in 0..a.steps {
-            let at = w.add(step * P::STEP_BYTES);
-            P::Acc::prefetch(at.wrapping_add(STREAM_AHEAD));
-            let weights = P::weights(at);
-            for (r, acc) in acc.iter_mut().enumerate() {
-                *acc = P::step(*acc, weights, P::broadcast(x.add(r * a.ldx + step * P::STEP)));
-            }
-        }
-    }
-    acc
 }
 
 /// Asks for the inputs of a block of steps that comes soon, of these rows or of the next strip's:
@@ -343,15 +363,11 @@ pub(super) unsafe fn finish<P: Panel, const R: usize, const N: usize>(
     unsafe {
         // By index, each of a constant number: slices of them would keep the sums in memory, and
         // the loop that makes them would write each back.
-        if let (Some(kind), true) = (a.gate, N.is_multiple_of(2)) {
+        if a.gate.is_some() && N.is_multiple_of(2) {
             let mut kept = MaybeUninit::<Kept<R, N>>::uninit();
             let kept = kept.as_mut_ptr().cast::<f32>();
-            for r in 0..R {
-                for n in 0..N {
-                    sums[r][n].store(kept.add((r * N + n) * 16));
-                }
-            }
-            return gate::<P, R, N>(a, (row, panel), kind, kept);
+            keep::<P::Acc, R, N>(sums, kept);
+            return gate::<P, R, N>(a, (row, panel), kept);
         }
         for r in 0..R {
             for n in 0..N {
@@ -367,9 +383,21 @@ pub(super) unsafe fn finish<P: Panel, const R: usize, const N: usize>(
     }
 }
 
-/// The sums of a tile.
+/// The sums of a tile, panel after panel.
 #[repr(C, align(64))]
-struct Kept<const R: usize, const N: usize>([[[f32; 16]; N]; R]);
+struct Kept<const R: usize, const N: usize>([[[f32; 16]; R]; N]);
+
+/// Writes sums to where they wait.
+#[allow(clippy::needless_range_loop, reason = "as in `finish`")]
+#[inline(always)]
+unsafe fn keep<S: Simd16, const R: usize, const N: usize>(sums: [[S; N]; R], kept: *mut f32) {
+    for r in 0..R {
+        for n in 0..N {
+            // SAFETY: the caller vouches for room.
+            unsafe { sums[r][n].store(kept.add((n * R + r) * 16)) };
+        }
+    }
+}
 
 /// A sum and the bias of its panel.
 #[inline(always)]
@@ -387,18 +415,19 @@ unsafe fn biased<P: Panel>(a: &LinearArgs, sum: P::Acc, panel: usize) -> P::Acc 
 unsafe fn gate<P: Panel, const R: usize, const N: usize>(
     a: &LinearArgs,
     (row, panel): (usize, usize),
-    kind: Activation,
     sums: *const f32,
 ) {
+    let Some(kind) = a.gate else { return };
     let short = const { narrow::<P>() } && kind == Activation::Silu && a.form == InputForm::Bf16;
     for pair in 0..R * N / 2 {
-        let (r, first) = (pair / (N / 2), panel + pair % (N / 2) * 2);
+        let (r, first) = (pair % R, panel + pair / R * 2);
+        let sums = sums.wrapping_add((pair / R * 2 * R + r) * 16);
         let (column, width) = a.columns(first);
         let at = (row + r) * a.ldo + column;
         // SAFETY: as in `finish`; the rows of a form that is not f32 are whole panels.
         unsafe {
-            let gate = biased::<P>(a, P::Acc::load(sums.add(32 * pair)), first);
-            let up = biased::<P>(a, P::Acc::load(sums.add(32 * pair + 16)), first + 1);
+            let gate = biased::<P>(a, P::Acc::load(sums), first);
+            let up = biased::<P>(a, P::Acc::load(sums.add(R * 16)), first + 1);
             if short {
                 P::put(silu::<P>(gate).mul(up), a.out.cast::<P::X>().add(at));
                 continue;
@@ -424,9 +453,11 @@ fn silu<P: Panel>(x: P::Acc) -> P::Acc {
     x.div(power.add(P::Acc::splat(1.0)))
 }
 
-/// Weights that all strips of rows go over before the next: half of an L2 of 1 MiB; less of it with
-/// the next ones, which are asked for meanwhile.
-const GROUP_BYTES: usize = 512 << 10;
+/// Weights that all strips of rows go over before the next, or less of it with the next ones, which
+/// are asked for meanwhile: half of an L2 of 1 MiB as machines with AVX-512 have, of 512 KiB else.
+const fn group_bytes<S: Simd16>() -> usize {
+    if S::REGISTERS < 32 { 256 << 10 } else { 512 << 10 }
+}
 /// Strips up to which the next group is asked for as long as this one is multiplied, about.
 const FEW_STRIPS: usize = 22;
 /// The last strips of a group, which ask for the next.

@@ -50,6 +50,8 @@ unsafe fn pow2(x: __m256) -> __m256 {
 }
 
 impl Simd16 for Avx2 {
+    const REGISTERS: usize = 8;
+
     #[inline(always)]
     fn splat(x: f32) -> Self {
         unsafe { Self(_mm256_set1_ps(x), _mm256_set1_ps(x)) }

@@ -35,6 +35,8 @@ impl Avx512 {
 }
 
 impl Simd16 for Avx512 {
+    const REGISTERS: usize = 32;
+
     #[inline(always)]
     fn splat(x: f32) -> Self {
         unsafe { Self(_mm512_set1_ps(x)) }

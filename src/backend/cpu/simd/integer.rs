@@ -84,7 +84,7 @@ pub(crate) use arm::{NeonDot, NeonInteger};
 mod arm;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2Integer, Avx512Integer, Vnni};
+pub(crate) use x86::{Avx2Integer, Avx2Nibbles, Avx512Integer, Vnni};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -94,9 +94,14 @@ mod x86 {
     use crate::backend::cpu::simd::avx2::Avx2;
     use crate::backend::cpu::simd::avx512::Avx512;
 
-    /// Two ymm registers. Products of 16 bits: those of bytes would saturate.
+    /// Two ymm registers, for whole bytes.
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2Integer(__m256i, __m256i);
+
+    /// Two ymm registers of sixteen sums of 16 bits each, for a group of nibbles: none of its sums
+    /// of sixteen products, less 8 times all 32 inputs, is beyond 2^15.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2Nibbles(__m256i, __m256i);
 
     /// One zmm register, where VNNI is missing.
     #[derive(Clone, Copy)]
@@ -106,59 +111,95 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub(crate) struct Vnni(__m512i);
 
-    /// Of each lane: even bytes by even, odd bytes by odd, in 16 bits.
+    /// Products of bytes, both signed: the sign of a weight goes to its input, for one side has to
+    /// be unsigned. Two of them are at most 2 * 127 * 127, within 16 bits.
     #[inline(always)]
     unsafe fn dot256(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
         unsafe {
-            let even = _mm256_and_si256(w, _mm256_set1_epi16(0xff));
-            let odd = _mm256_srli_epi16::<8>(w);
-            let x_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
-            let x_odd = _mm256_srai_epi16::<8>(x);
-            let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(even, x_even));
-            _mm256_add_epi32(acc, _mm256_madd_epi16(odd, x_odd))
+            let twos = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            _mm256_add_epi32(acc, _mm256_madd_epi16(twos, _mm256_set1_epi16(1)))
         }
     }
 
-    impl Integer for Avx2Integer {
-        type Floats = Avx2;
-        type Bytes = (__m256i, __m256i);
+    /// What both kinds of ymm lanes share.
+    macro_rules! ymm {
+        ($name:ident, |$x:ident| $first:expr, |$acc:ident, $w:ident, $in:ident| $dot:expr,
+         |$sum:ident| $sums:expr) => {
+            impl Integer for $name {
+                type Floats = Avx2;
+                type Bytes = (__m256i, __m256i);
+                const SIGNED: bool = true;
 
-        #[inline(always)]
-        fn splat(x: i32) -> Self {
-            unsafe { Self(_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
-        }
+                #[inline(always)]
+                fn splat($x: i32) -> Self {
+                    unsafe {
+                        let first = _mm256_set1_epi32($first);
+                        Self(first, first)
+                    }
+                }
 
-        #[inline(always)]
-        unsafe fn bytes(p: *const u8) -> Self::Bytes {
-            unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) }
-        }
+                #[inline(always)]
+                unsafe fn bytes(p: *const u8) -> Self::Bytes {
+                    unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) }
+                }
 
-        #[inline(always)]
-        fn low(bytes: Self::Bytes) -> Self::Bytes {
-            unsafe {
-                let mask = _mm256_set1_epi8(15);
-                (_mm256_and_si256(bytes.0, mask), _mm256_and_si256(bytes.1, mask))
+                #[inline(always)]
+                fn low(bytes: Self::Bytes) -> Self::Bytes {
+                    unsafe {
+                        let mask = _mm256_set1_epi8(15);
+                        (_mm256_and_si256(bytes.0, mask), _mm256_and_si256(bytes.1, mask))
+                    }
+                }
+
+                #[inline(always)]
+                fn high(bytes: Self::Bytes) -> Self::Bytes {
+                    unsafe {
+                        Self::low((
+                            _mm256_srli_epi16::<4>(bytes.0),
+                            _mm256_srli_epi16::<4>(bytes.1),
+                        ))
+                    }
+                }
+
+                #[inline(always)]
+                fn less(bytes: Self::Bytes) -> Self::Bytes {
+                    unsafe {
+                        let half = _mm256_set1_epi8(-128);
+                        (_mm256_xor_si256(bytes.0, half), _mm256_xor_si256(bytes.1, half))
+                    }
+                }
+
+                #[inline(always)]
+                fn dot(self, bytes: Self::Bytes, x: i32) -> Self {
+                    unsafe {
+                        let $in = _mm256_set1_epi32(x);
+                        let ($acc, $w) = (self.0, bytes.0);
+                        let low = $dot;
+                        let ($acc, $w) = (self.1, bytes.1);
+                        Self(low, $dot)
+                    }
+                }
+
+                #[inline(always)]
+                fn floats(self) -> Avx2 {
+                    unsafe {
+                        let $sum = self.0;
+                        let low = _mm256_cvtepi32_ps($sums);
+                        let $sum = self.1;
+                        Avx2(low, _mm256_cvtepi32_ps($sums))
+                    }
+                }
             }
-        }
-
-        #[inline(always)]
-        fn high(bytes: Self::Bytes) -> Self::Bytes {
-            unsafe { Self::low((_mm256_srli_epi16::<4>(bytes.0), _mm256_srli_epi16::<4>(bytes.1))) }
-        }
-
-        #[inline(always)]
-        fn dot(self, bytes: Self::Bytes, x: i32) -> Self {
-            unsafe {
-                let x = _mm256_set1_epi32(x);
-                Self(dot256(self.0, bytes.0, x), dot256(self.1, bytes.1, x))
-            }
-        }
-
-        #[inline(always)]
-        fn floats(self) -> Avx2 {
-            unsafe { Avx2(_mm256_cvtepi32_ps(self.0), _mm256_cvtepi32_ps(self.1)) }
-        }
+        };
     }
+
+    ymm!(Avx2Integer, |x| x, |acc, w, x| dot256(acc, w, x), |sum| sum);
+    ymm!(
+        Avx2Nibbles,
+        |x| x & 0xffff,
+        |acc, w, x| _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x)),
+        |sum| _mm256_madd_epi16(sum, _mm256_set1_epi16(1))
+    );
 
     /// What both kinds of zmm lanes share.
     macro_rules! zmm {

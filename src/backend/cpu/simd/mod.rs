@@ -18,6 +18,8 @@ pub(crate) mod portable;
 
 /// Sixteen f32 lanes. Reductions add in one fixed tree on every path.
 pub(crate) trait Simd16: Copy {
+    /// How many of them the machine's registers hold.
+    const REGISTERS: usize;
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
     /// Reads 16 elements.

@@ -74,6 +74,8 @@ fn odd_of_pairs(pairs: uint32x4_t) -> float32x4_t {
 }
 
 impl Simd16 for Neon {
+    const REGISTERS: usize = 8;
+
     #[inline(always)]
     fn splat(x: f32) -> Self {
         let x = unsafe { vdupq_n_f32(x) };

@@ -15,6 +15,8 @@ impl Portable {
 }
 
 impl Simd16 for Portable {
+    const REGISTERS: usize = 8;
+
     #[inline(always)]
     fn splat(x: f32) -> Self {
         Self([x; 16])
