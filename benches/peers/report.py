@@ -1,5 +1,6 @@
 """Tables and plots of what compare.py noted. Only figures of this machine's kind of CPU count, and
-of vrust, in each row, only those of the newest build that has any."""
+of vrust, in each row, only those of the newest build that has any. A Markdown file may hold tables
+of several kinds: those of the others stay."""
 
 import json
 import platform
@@ -8,8 +9,10 @@ from collections import defaultdict
 
 from limits import Limits
 
-# The tables stand between these lines of a Markdown file.
-BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
+# The tables of a kind of machine stand between these lines of a Markdown file.
+BEGIN, END = "<!-- peers: {} -->", "<!-- end of peers: {} -->"
+# Flags of a CPU, best first, and how vrust calls the path that they allow.
+KINDS = {"amx_tile": "amx", "avx512_bf16": "avx512-bf16", "avx512f": "avx512", "avx2": "avx2"}
 SHAPES = {"qwen3-0.6b": "Qwen3-0.6B", "llama-3.2-1b": "Llama-3.2-1B"}
 # Bytes of a checkpoint's weights in bf16; embedding and head are one matrix.
 WEIGHTS = {"qwen3-0.6b": 1_192_099_840, "llama-3.2-1b": 2_471_628_800}
@@ -32,14 +35,25 @@ START, PACKING, POOL, BESIDE = 1, 2e9, 2048, 200
 ONLY_OPENVINO = {("prefill 512", "int8"), ("prefill 2048", "int8"), ("concurrent", "int8")}
 
 
-def cpu_name():
+def cpu_lines(name):
+    """What /proc/cpuinfo says under a name."""
     try:
-        for line in open("/proc/cpuinfo"):
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = [line.split(":", 1) for line in open("/proc/cpuinfo") if ":" in line]
     except OSError:
-        pass
-    return platform.processor()
+        lines = []
+    return [value.strip() for key, value in lines if key.strip() == name]
+
+
+def cpu_kind():
+    """The best instructions that this machine has."""
+    flags = set(" ".join(cpu_lines("flags")[:1]).split())
+    return next((kind for flag, kind in KINDS.items() if flag in flags), platform.machine())
+
+
+def cpu_name():
+    """Hypervisors give several generations one name: what they can do tells them apart."""
+    names = cpu_lines("model name") or [platform.processor()]
+    return f"{names[0]}, {cpu_kind()}"
 
 
 class Results:
@@ -263,16 +277,24 @@ def plot(results, shape):
     return "\n".join(out) + "\n"
 
 
+def replaced(text, kind, tables):
+    """A Markdown text with new tables of a kind; behind all others where it had none."""
+    begin, end = BEGIN.format(kind), END.format(kind)
+    section = f"{begin}\n{tables}{end}"
+    if begin not in text:
+        return f"{text.rstrip()}\n\n{section}\n"
+    before, rest = text.split(begin)
+    return before + section + rest.split(end)[1]
+
+
 def write(path, markdown_path, plots):
     results = Results(path)
-    text = markdown(results)
-    print(text)
+    tables, kind = markdown(results), cpu_kind()
+    print(tables)
     if markdown_path:
-        before, rest = markdown_path.read_text().split(BEGIN)
-        after = rest.split(END)[1]
-        markdown_path.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+        markdown_path.write_text(replaced(markdown_path.read_text(), kind, tables))
     if plots:
         plots.mkdir(parents=True, exist_ok=True)
         for shape in SHAPES:
             if any(row[0] == shape for row in results.rows()):
-                (plots / f"peers-{shape}.svg").write_text(plot(results, shape))
+                (plots / f"peers-{shape}-{kind}.svg").write_text(plot(results, shape))

@@ -88,10 +88,12 @@ impl Kernels {
 /// Instantiates every generic kernel inside functions that have the path's features.
 ///
 /// `rows x panels` is the register tile of linear layers, `int_rows x int_panels` that of quantized
-/// ones, which sum twice, with tiles of an even number of panels for gated ones beside each, and
-/// `vectors x groups` that of attention.
+/// ones, which sum twice, with tiles of an even number of panels for gated ones beside each (one by
+/// one where they want too many registers), and `vectors x groups` that of attention. `int` are the
+/// lanes that sum products of whole bytes, `nibbles` those of a group of nibbles.
 macro_rules! instantiate {
-    ($name:ident, [$($feature:meta),*], $simd:ty, $int:ty, $nibbles:ty, $bf16:ty, $bf16_inputs:literal,
+    ($name:ident, [$($feature:meta),*], $simd:ty, $int:ty, $nibbles:ty,
+     $bf16:ty, $bf16_inputs:literal,
      $rows:literal x $panels:literal, $g_rows:literal x $g_panels:literal,
      $int_rows:literal x $int_panels:literal, $ig_rows:literal x $ig_panels:literal,
      $vectors:literal x $groups:literal) => {
@@ -174,7 +176,8 @@ macro_rules! instantiate {
 
 instantiate!(
     portable, [],
-    Portable, [i32; 16], [i32; 16], linear::Pairs<Portable>, false, 2 x 1, 2 x 2, 2 x 1, 2 x 2, 2 x 1
+    Portable, [i32; 16], [i32; 16],
+    linear::Pairs<Portable>, false, 2 x 1, 2 x 2, 2 x 1, 2 x 2, 2 x 1
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -185,12 +188,14 @@ use super::simd::{avx2::Avx2, avx512::Avx512};
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx2, [target_feature(enable = "avx2,fma,f16c")],
-    Avx2, Avx2Integer, Avx2Nibbles, linear::Pairs<Avx2>, false, 5 x 1, 5 x 2, 5 x 1, 5 x 2, 5 x 1
+    Avx2, Avx2Integer, Avx2Nibbles,
+    linear::Pairs<Avx2>, false, 5 x 1, 5 x 2, 5 x 1, 5 x 2, 5 x 1
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
     avx512, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
-    Avx512, Avx512Integer, Avx512Integer, linear::Pairs<Avx512>, false, 8 x 3, 8 x 2, 6 x 2, 6 x 2, 8 x 2
+    Avx512, Avx512Integer, Avx512Integer,
+    linear::Pairs<Avx512>, false, 8 x 3, 8 x 2, 6 x 2, 6 x 2, 8 x 2
 );
 
 /// What bf16 products replace.
@@ -291,7 +296,8 @@ use super::simd::{integer::NeonDot, integer::NeonInteger, neon::Neon};
 #[cfg(target_arch = "aarch64")]
 instantiate!(
     neon, [target_feature(enable = "neon")],
-    Neon, NeonInteger, NeonInteger, linear::Pairs<Neon>, false, 4 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
+    Neon, NeonInteger, NeonInteger,
+    linear::Pairs<Neon>, false, 4 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
 );
 
 /// What bf16 products replace.

@@ -194,10 +194,12 @@ mod x86 {
     }
 
     ymm!(Avx2Integer, |x| x, |acc, w, x| dot256(acc, w, x), |sum| sum);
+    // None of these sums saturates. Additions that could keep the compiler from changing their order,
+    // for which it has no registers.
     ymm!(
         Avx2Nibbles,
         |x| x & 0xffff,
-        |acc, w, x| _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x)),
+        |acc, w, x| _mm256_adds_epi16(acc, _mm256_maddubs_epi16(w, x)),
         |sum| _mm256_madd_epi16(sum, _mm256_set1_epi16(1))
     );
 

@@ -52,12 +52,21 @@ struct Case {
 impl Case {
     /// `linear` of `x`, `[rows, k]`, by weights of one seed and a bias.
     fn run(&self, (rows, n, k): (usize, usize, usize), x: &[f32]) -> Vec<f32> {
+        let part = Matrix::random(DType::F32, n, k, 1).part(Some(Numbers::new(3).take(n)));
+        self.multiply((rows, n, k), x, part)
+    }
+
+    fn multiply(
+        &self,
+        (rows, n, k): (usize, usize, usize),
+        x: &[f32],
+        part: LinearPart,
+    ) -> Vec<f32> {
         let quantization = if self.int4 { Quantization::Int4 } else { Quantization::Int8 };
         let mut b = super::quantized(ComputeType::Bf16, Some(quantization), self.isa, self.threads);
         if self.plain {
             b.kernels = kernels::plain(self.isa);
         }
-        let part = Matrix::random(DType::F32, n, k, 1).part(Some(Numbers::new(3).take(n)));
         let spec = LinearSpec { parts: vec![part], role: LinearRole::Hidden };
         let weight = b.pack_linear(spec).unwrap();
         let (input, out) = (b.activation(k), b.activation(n));
@@ -97,6 +106,36 @@ fn outputs_are_the_rounded_numbers_product() {
                 let at = (case.int4, case.isa, rows, n, k);
                 assert!(error <= 1e-5 * (1.0 + size), "{at:?} {i}: {y}, not {want}");
             }
+        }
+    }
+}
+
+/// Signs that change with some bits of the place: of one input, of pairs, of fours, of halves of a
+/// group.
+fn signs(pattern: usize, k: usize) -> impl Iterator<Item = f32> {
+    (0..k).map(move |i| if (i & pattern).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 })
+}
+
+#[test]
+fn the_greatest_sums_neither_saturate_nor_wrap() {
+    const PATTERNS: usize = 32;
+    let k = 256;
+    let x: Vec<f32> = (0..PATTERNS).flat_map(|p| signs(p, k)).collect();
+    // Of both signs the greatest that 4 bits have, 7 and -8, and all but zeros beside them.
+    let values: Vec<f32> = (0..PATTERNS)
+        .flat_map(|p| signs(p, k).map(|s| if s > 0.0 { 0.875 } else { -1.0 }))
+        .chain((0..PATTERNS).flat_map(|p| signs(p, k).map(|s| if s > 0.0 { 1e-3 } else { -1.0 })))
+        .collect();
+    let n = 2 * PATTERNS;
+    for case in cases() {
+        let weights = Matrix { dtype: DType::F32, rows: n, cols: k, values: values.clone() };
+        let out = case.multiply((PATTERNS, n, k), &x, weights.part(None));
+        for (i, y) in out.iter().enumerate() {
+            let (row, column) = (i / n, i % n);
+            let (want, size) = output(&x[row * k..][..k], &values[column * k..][..k], case.int4);
+            let error = (f64::from(*y) - want).abs();
+            let at = (case.int4, case.isa, row, column);
+            assert!(error <= 1e-5 * (1.0 + size), "{at:?}: {y}, not {want}");
         }
     }
 }
