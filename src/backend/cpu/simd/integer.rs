@@ -194,8 +194,8 @@ mod x86 {
     }
 
     ymm!(Avx2Integer, |x| x, |acc, w, x| dot256(acc, w, x), |sum| sum);
-    // None of these sums saturates. Additions that could keep the compiler from changing their order,
-    // for which it has no registers.
+    // None of these sums saturates. Additions that could keep the compiler from changing their
+    // order, for which it has no registers.
     ymm!(
         Avx2Nibbles,
         |x| x & 0xffff,
