@@ -64,8 +64,9 @@ class Results:
         self.every_build = defaultdict(dict)
         self.machine = {}
         self.sessions = set()
+        cpu = cpu_name()
         records = [json.loads(line) for line in open(path)]
-        records = [r for r in records if r["cpu"] == cpu_name()]
+        records = [r for r in records if r["cpu"] == cpu]
         newest = {(r["shape"], r["quantization"], r["task"], r["engine"]): r["build"]
                   for r in records if "build" in r}
         for r in records:
