@@ -10,8 +10,9 @@ log_dir=build/test-logs
 passed_dir=$log_dir/passed # A file for each stage that passed.
 rm -rf "$passed_dir"
 mkdir -p "$passed_dir"
-running= # The process group of this lane's stage.
-second=  # The second lane's process.
+limit=1800 # Seconds for a stage: several times what the longest takes. What hangs is to be seen.
+running=   # The process group of this lane's stage.
+second=    # The second lane's process.
 
 # stage NAME COMMAND...: runs it, shows its output only where it fails, notes the time.
 stage() {
@@ -20,7 +21,7 @@ stage() {
     local log="$log_dir/${name// /-}.log"
     # A process group of its own, to be ended as a whole.
     set -m
-    "$@" >"$log" 2>&1 </dev/null &
+    timeout -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null &
     running=$!
     set +m
     if wait "$running"; then
@@ -89,6 +90,7 @@ beside() {
 }
 
 if [ "$mode" = long ]; then
+    limit=14400
     stage "long property runs" cargo test --release --test it -- --ignored --nocapture
     stage "build" make build
     stage "kernels in the library" tests/cuda/prebuilt.sh

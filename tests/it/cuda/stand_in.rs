@@ -1,9 +1,11 @@
 //! Tests in child processes that see the stand-ins.
 
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vrust::config::{Device, EngineOptions, LoadFormat, ModelDType};
@@ -13,6 +15,9 @@ use crate::support::folder::{TempDir, set_fields};
 
 /// Says to a child which test it is.
 const CHILD: &str = "VRUST_TEST_ON_STAND_IN";
+
+/// Longest that a child may take; the slowest takes some 100 s on two busy cores.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Runs `body` in a child process that finds the stand-ins; `test` is the caller's path, as the
 /// test harness has it, and `env` goes to the child besides.
@@ -31,22 +36,41 @@ pub(super) fn in_child(test: &str, env: &[(&str, &str)], body: impl FnOnce()) {
         return;
     }
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-cache");
-    let output = Command::new(std::env::current_exe().unwrap())
+    let dir = TempDir::new();
+    let log = File::create(dir.join("log")).unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture"])
         .env(CHILD, test)
         .env("XDG_CACHE_HOME", cache)
         .env_remove("VRUST_CUDA_LIB_DIR")
         .envs(env.iter().copied())
-        .output()
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
         .unwrap();
-    let told = format!(
-        "{}\n{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(output.status.success(), "{test} failed in its process: {}\n{told}", output.status);
+    let status = ended(&mut child);
+    let told = String::from_utf8_lossy(&std::fs::read(dir.join("log")).unwrap()).into_owned();
+    let status = status.unwrap_or_else(|| panic!("{test} has not ended in {PATIENCE:?}:\n{told}"));
+    assert!(status.success(), "{test} failed in its process: {status}\n{told}");
     assert!(told.contains(&format!("{test} ran")), "{test} is not this test's path:\n{told}");
     println!("{told}");
+}
+
+/// How the child ended; nothing if it had to be killed, so that the test that hangs is named.
+fn ended(child: &mut Child) -> Option<ExitStatus> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// The folder of the stand-ins, built if they are not.
