@@ -88,9 +88,9 @@ impl Kernels {
 /// Instantiates every generic kernel inside functions that have the path's features.
 ///
 /// `rows x panels` is the register tile of linear layers, `int_rows x int_panels` that of quantized
-/// ones, which sum twice, with tiles of an even number of panels for gated ones beside each (one by
-/// one where they want too many registers), and `vectors x groups` that of attention. `int` are the
-/// lanes that sum products of whole bytes, `nibbles` those of a group of nibbles.
+/// ones, which sum twice, beside each the tile of gated ones, as `linear::tiles::run` wants it, and
+/// `vectors x groups` that of attention. `int` are the lanes that sum products of whole bytes,
+/// `nibbles` those of a group of nibbles.
 macro_rules! instantiate {
     ($name:ident, [$($feature:meta),*], $simd:ty, $int:ty, $nibbles:ty,
      $bf16:ty, $bf16_inputs:literal,
@@ -177,7 +177,7 @@ macro_rules! instantiate {
 instantiate!(
     portable, [],
     Portable, [i32; 16], [i32; 16],
-    linear::Pairs<Portable>, false, 2 x 1, 2 x 2, 2 x 1, 2 x 2, 2 x 1
+    linear::Pairs<Portable>, false, 2 x 1, 2 x 1, 2 x 1, 2 x 1, 2 x 1
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -189,7 +189,7 @@ use super::simd::{avx2::Avx2, avx512::Avx512};
 instantiate!(
     avx2, [target_feature(enable = "avx2,fma,f16c")],
     Avx2, Avx2Integer, Avx2Nibbles,
-    linear::Pairs<Avx2>, false, 5 x 1, 5 x 2, 5 x 1, 5 x 2, 5 x 1
+    linear::Pairs<Avx2>, false, 5 x 1, 5 x 1, 5 x 1, 5 x 1, 5 x 1
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
@@ -297,7 +297,7 @@ use super::simd::{integer::NeonDot, integer::NeonInteger, neon::Neon};
 instantiate!(
     neon, [target_feature(enable = "neon")],
     Neon, NeonInteger, NeonInteger,
-    linear::Pairs<Neon>, false, 4 x 1, 2 x 2, 4 x 1, 2 x 2, 4 x 1
+    linear::Pairs<Neon>, false, 4 x 1, 4 x 1, 4 x 1, 4 x 1, 4 x 1
 );
 
 /// What bf16 products replace.
@@ -308,7 +308,7 @@ mod neon_bf16 {
     use super::*;
 
     instantiate!(@kernels [#[target_feature(enable = "neon,bf16")]] {
-        linear_bf16(LinearArgs) = run::<Chain<Dot>, 6, 1, 2, 2>;
+        linear_bf16(LinearArgs) = run::<Chain<Dot>, 6, 1, 6, 1>;
     });
     instantiate!(@attend [#[target_feature(enable = "neon,bf16")]] {
         attend_bf16 = Dot, 4, 1;
@@ -327,13 +327,13 @@ mod dotprod {
     #[target_feature(enable = "neon,dotprod")]
     pub(super) unsafe fn int8(a: &LinearArgs, units: Range<usize>) {
         // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { run::<Quantized<NeonDot, Int8>, 4, 1, 2, 2>(a, units) }
+        unsafe { run::<Quantized<NeonDot, Int8>, 4, 1, 4, 1>(a, units) }
     }
 
     #[target_feature(enable = "neon,dotprod")]
     pub(super) unsafe fn int4(a: &LinearArgs, units: Range<usize>) {
         // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { run::<Quantized<NeonDot, Int4>, 4, 1, 2, 2>(a, units) }
+        unsafe { run::<Quantized<NeonDot, Int4>, 4, 1, 4, 1>(a, units) }
     }
 }
 

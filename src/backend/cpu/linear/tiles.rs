@@ -60,7 +60,8 @@ impl Ahead {
 pub(crate) struct Chain<P>(PhantomData<P>);
 
 /// Computes all rows of the outputs of `units`: panels, in tiles of `ROWS x PANELS`, or pairs of
-/// gated panels, in tiles of `GATED_ROWS x GATED_PANELS`, an even number of them.
+/// gated panels, in tiles of `GATED_ROWS x GATED_PANELS`. These are an even number of panels, or 1:
+/// then the panels of a pair go one after the other, where registers hold no more.
 #[inline(always)]
 pub(crate) unsafe fn run<
     T: Tiles,
@@ -100,22 +101,14 @@ pub(crate) unsafe fn run<
 /// which brings no other as fast.
 #[inline(always)]
 unsafe fn stream<T: Tiles, const R: usize>(a: &LinearArgs, panels: Range<usize>) {
-    let mut ahead = Ahead::nothing();
-    // SAFETY: the caller's contract; gated panels are whole pairs.
-    unsafe {
-        if a.gated {
-            for panel in panels.step_by(2) {
-                one_by_one::<T, R, 2, true>(a, 0, panel, &mut ahead);
-            }
-        } else {
-            for panel in panels {
-                one_by_one::<T, R, 1, true>(a, 0, panel, &mut ahead);
-            }
-        }
+    let (mut ahead, count) = (Ahead::nothing(), side_by_side(a));
+    for panel in panels.step_by(count) {
+        // SAFETY: the caller's contract; gated panels are whole pairs.
+        unsafe { one_by_one::<T, R, true>(a, 0, panel, count, &mut ahead) };
     }
 }
 
-/// `R` rows by `N` panels: at once, or one by one on a path that has no registers for all sums.
+/// `R` rows by `N` panels, at once.
 #[inline(always)]
 unsafe fn tile<T: Tiles, const R: usize, const N: usize>(
     a: &LinearArgs,
@@ -126,51 +119,62 @@ unsafe fn tile<T: Tiles, const R: usize, const N: usize>(
     // SAFETY: the caller's contract.
     unsafe {
         if const { R > 4 } {
-            ask_for_outputs::<Sum<T>, R, N>(a, row, panel);
-        }
-        if const { (R + 1) * N > <Sum<T> as Simd16>::REGISTERS } {
-            return one_by_one::<T, R, N, false>(a, row, panel, ahead);
+            ask_for_outputs::<Sum<T>, R>(a, row, panel, N);
         }
         let sums = T::sums::<R, N, false>(a, row, panel, ahead);
         finish::<T::Out, R, N>(a, row, panel, sums);
     }
 }
 
-/// The same panel by panel; sums that gate each other wait in memory.
+/// `R` rows by a panel or by two that gate each other, whose sums wait in memory.
 #[inline(always)]
-unsafe fn one_by_one<T: Tiles, const R: usize, const N: usize, const STREAM: bool>(
+unsafe fn one_by_one<T: Tiles, const R: usize, const STREAM: bool>(
     a: &LinearArgs,
     row: usize,
     panel: usize,
+    count: usize,
     ahead: &mut Ahead,
 ) {
-    let mut kept = MaybeUninit::<Kept<R, N>>::uninit();
+    let mut kept = MaybeUninit::<Kept<R, 2>>::uninit();
     let kept = kept.as_mut_ptr().cast::<f32>();
-    // SAFETY: the caller's contract.
+    // SAFETY: the caller's contract; `count` is 2 wherever there is a gate.
     unsafe {
-        for n in 0..N {
+        if const { R > 4 } {
+            ask_for_outputs::<Sum<T>, R>(a, row, panel, count);
+        }
+        // Not a loop for each count: this is most of the code.
+        for n in 0..count {
             let sums = T::sums::<R, 1, STREAM>(a, row, panel + n, ahead);
-            if const { N == 1 } || a.gate.is_none() {
-                finish::<T::Out, R, 1>(a, row, panel + n, sums);
-            } else {
-                keep::<Sum<T>, R, 1>(sums, kept.add(n * R * 16));
+            match a.gate {
+                None => finish::<T::Out, R, 1>(a, row, panel + n, sums),
+                Some(_) => keep::<Sum<T>, R, 1>(sums, kept.add(n * R * 16)),
             }
         }
-        if const { N > 1 } && a.gate.is_some() {
-            gate::<T::Out, R, N>(a, (row, panel), kept);
+        if a.gate.is_some() {
+            gate::<T::Out, R, 2>(a, (row, panel), kept);
         }
     }
 }
 
-/// Panels of a tile that are pairs.
-const fn pairs(panels: usize) -> usize {
-    panels / 2 * 2
+/// Panels whose outputs stand side by side: both of a pair, or one.
+#[inline(always)]
+fn side_by_side(a: &LinearArgs) -> usize {
+    if a.gated { 2 } else { 1 }
 }
 
-/// Panels that are computed at once: whole pairs of gated ones.
+/// Gated panels of a tile: whole pairs, or one after the other.
+const fn pairs(panels: usize) -> usize {
+    if panels == 1 { 1 } else { panels / 2 * 2 }
+}
+
+/// Panels that are computed before others.
 #[inline(always)]
 fn at_once<const PANELS: usize>(a: &LinearArgs) -> usize {
-    if const { PANELS > 1 } && a.gated { pairs(PANELS) } else { PANELS }
+    match const { PANELS } {
+        1 => side_by_side(a),
+        _ if a.gated => pairs(PANELS),
+        _ => PANELS,
+    }
 }
 
 #[inline(always)]
@@ -181,7 +185,8 @@ unsafe fn panels<T: Tiles, const ROWS: usize, const PANELS: usize>(
     let strips = a.rows.div_ceil(ROWS);
     // One strip alone streams its weights by itself.
     let asks = strips > 1;
-    let group = const { group_bytes::<Sum<T>>() };
+    // Half of the L2 that all strips go over before the next; less with more of the next in it.
+    let group = <Sum<T> as Simd16>::L2_BYTES / 2;
     let bytes = match strips {
         ..=1 => group,
         2..=FEW_STRIPS => group / 2,
@@ -208,7 +213,9 @@ unsafe fn group<T: Tiles, const ROWS: usize, const PANELS: usize>(
 ) {
     let strips = a.rows.div_ceil(ROWS);
     let asking = strips.min(ASKING_STRIPS);
-    let blocks = group.len().div_ceil(at_once::<PANELS>(a)) * a.steps.div_ceil(T::BLOCK) * asking;
+    let passes = if const { PANELS == 1 } { 1 } else { at_once::<PANELS>(a) };
+    let passes = group.len().div_ceil(passes);
+    let blocks = passes * a.steps.div_ceil(T::BLOCK) * asking;
     let lines = (next.len() * a.panel_bytes / 64).div_ceil(blocks.max(1));
     let mut ahead = Ahead { at: a.weights.wrapping_add(next.start * a.panel_bytes), lines: 0 };
     let (mut row, mut strip) = (0, 0);
@@ -245,8 +252,11 @@ unsafe fn strip<T: Tiles, const R: usize, const PANELS: usize>(
         let left = group.end - panel;
         // SAFETY: the caller's contract; panels stay within the group.
         unsafe {
+            if const { PANELS == 1 } {
+                one_by_one::<T, R, false>(a, row, panel, at_once, ahead);
+                panel += at_once;
             // Two pairs go faster than three and one alone.
-            if left >= PANELS && at_once == PANELS && !(PANELS == 3 && left == 4) {
+            } else if left >= PANELS && at_once == PANELS && !(PANELS == 3 && left == 4) {
                 tile::<T, R, PANELS>(a, row, panel, ahead);
                 panel += PANELS;
             } else if const { PANELS > 2 } && left >= 2 {
@@ -326,13 +336,14 @@ fn ask_for_inputs<P: Panel, const R: usize>(a: &LinearArgs, x: *const P::X, step
 
 /// Asks for what `finish` writes or adds to: another thread may have had it last.
 #[inline(always)]
-pub(super) fn ask_for_outputs<S: Simd16, const R: usize, const N: usize>(
+fn ask_for_outputs<S: Simd16, const R: usize>(
     a: &LinearArgs,
     row: usize,
     panel: usize,
+    count: usize,
 ) {
     let step = if a.gate.is_some() { 2 } else { 1 };
-    for n in (0..N).step_by(step) {
+    for n in (0..count).step_by(step) {
         let (column, _) = a.columns(panel + n);
         for r in 0..R {
             let at = ((row + r) * a.ldo + column) * a.form.bytes();
@@ -453,11 +464,6 @@ fn silu<P: Panel>(x: P::Acc) -> P::Acc {
     x.div(power.add(P::Acc::splat(1.0)))
 }
 
-/// Weights that all strips of rows go over before the next, or less of it with the next ones, which
-/// are asked for meanwhile: half of an L2 of 1 MiB as machines with AVX-512 have, of 512 KiB else.
-const fn group_bytes<S: Simd16>() -> usize {
-    if S::REGISTERS < 32 { 256 << 10 } else { 512 << 10 }
-}
 /// Strips up to which the next group is asked for as long as this one is multiplied, about.
 const FEW_STRIPS: usize = 22;
 /// The last strips of a group, which ask for the next.

@@ -50,7 +50,7 @@ unsafe fn pow2(x: __m256) -> __m256 {
 }
 
 impl Simd16 for Avx2 {
-    const REGISTERS: usize = 8;
+    const L2_BYTES: usize = 512 << 10;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {

@@ -35,7 +35,7 @@ impl Avx512 {
 }
 
 impl Simd16 for Avx512 {
-    const REGISTERS: usize = 32;
+    const L2_BYTES: usize = 1 << 20;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {

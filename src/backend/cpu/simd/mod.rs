@@ -18,8 +18,8 @@ pub(crate) mod portable;
 
 /// Sixteen f32 lanes. Reductions add in one fixed tree on every path.
 pub(crate) trait Simd16: Copy {
-    /// How many of them the machine's registers hold.
-    const REGISTERS: usize;
+    /// The L2 cache of a core, as small as machines with the path have it.
+    const L2_BYTES: usize;
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
     /// Reads 16 elements.

@@ -74,7 +74,7 @@ fn odd_of_pairs(pairs: uint32x4_t) -> float32x4_t {
 }
 
 impl Simd16 for Neon {
-    const REGISTERS: usize = 8;
+    const L2_BYTES: usize = 512 << 10;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {

@@ -15,7 +15,7 @@ impl Portable {
 }
 
 impl Simd16 for Portable {
-    const REGISTERS: usize = 8;
+    const L2_BYTES: usize = 512 << 10;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {

@@ -97,16 +97,23 @@ fn outputs_are_the_rounded_numbers_product() {
             let weights = Matrix::random(DType::F32, n, k, 1).values;
             let bias = Numbers::new(3).take(n);
             let out = case.run((rows, n, k), &x);
-            for (i, y) in out.iter().enumerate() {
-                let (row, column) = (i / n, i % n);
-                let (want, size) =
-                    output(&x[row * k..][..k], &weights[column * k..][..k], case.int4);
-                let want = want + f64::from(bias[column]);
-                let error = (f64::from(*y) - want).abs();
-                let at = (case.int4, case.isa, rows, n, k);
-                assert!(error <= 1e-5 * (1.0 + size), "{at:?} {i}: {y}, not {want}");
-            }
+            check_outputs(case, k, &out, &x, &weights, &bias);
         }
+    }
+}
+
+/// Every output is the rounded numbers' product and its bias.
+fn check_outputs(case: Case, k: usize, out: &[f32], x: &[f32], weights: &[f32], bias: &[f32]) {
+    let n = bias.len();
+    assert_eq!((x.len() % k, weights.len()), (0, n * k));
+    assert_eq!(out.len(), x.len() / k * n);
+    for (i, y) in out.iter().enumerate() {
+        let (row, column) = (i / n, i % n);
+        let (want, size) = output(&x[row * k..][..k], &weights[column * k..][..k], case.int4);
+        let want = want + f64::from(bias[column]);
+        let error = (f64::from(*y) - want).abs();
+        let at = (case.int4, case.isa, row, column, n, k);
+        assert!(error <= 1e-5 * (1.0 + size), "{at:?}: {y}, not {want}");
     }
 }
 
@@ -130,13 +137,7 @@ fn the_greatest_sums_neither_saturate_nor_wrap() {
     for case in cases() {
         let weights = Matrix { dtype: DType::F32, rows: n, cols: k, values: values.clone() };
         let out = case.multiply((PATTERNS, n, k), &x, weights.part(None));
-        for (i, y) in out.iter().enumerate() {
-            let (row, column) = (i / n, i % n);
-            let (want, size) = output(&x[row * k..][..k], &values[column * k..][..k], case.int4);
-            let error = (f64::from(*y) - want).abs();
-            let at = (case.int4, case.isa, row, column);
-            assert!(error <= 1e-5 * (1.0 + size), "{at:?}: {y}, not {want}");
-        }
+        check_outputs(case, k, &out, &x, &values, &[0.0; 2 * PATTERNS]);
     }
 }
 
