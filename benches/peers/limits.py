@@ -14,6 +14,9 @@ HEAD_BYTES = {"none": 2, "int8": 1, "int4": 1}
 FLOAT_DOTS = ["tdpbf16ps, GFLOP/s", "vdpbf16ps, GFLOP/s", "f32 FMA 512 bits, GFLOP/s",
               "f32 FMA 256 bits, GFLOP/s"]
 BYTE_DOTS = ["vpdpbusd, GOP/s", "vpmaddubsw and vpmaddwd, GOP/s", *FLOAT_DOTS]
+# Sums of products of 4 bits may stay in 16.
+NIBBLE_DOTS = ["vpdpbusd, GOP/s", "vpmaddubsw, GOP/s", *FLOAT_DOTS]
+DOTS = {"none": FLOAT_DOTS, "int8": BYTE_DOTS, "int4": NIBBLE_DOTS}
 
 
 class Limits:
@@ -26,7 +29,9 @@ class Limits:
 
         self.read = first(["best read, GB/s"])
         self.floats = first(FLOAT_DOTS)
-        self.dots = self.floats if quantization == "none" else first(BYTE_DOTS)
+        self.dots = first(DOTS[quantization])
+        # The head's are bytes under int4, too.
+        self.head_dots = first(BYTE_DOTS) if quantization == "int4" else self.dots
         config = SHAPES[shape]
         hidden, layers = config["hidden_size"], config["num_hidden_layers"]
         dim = config["head_dim"]
@@ -40,11 +45,12 @@ class Limits:
         self.kv_bytes = 2 * layers * kv_heads * dim * 2
 
     def known(self):
-        return bool(self.read and self.dots and self.floats)
+        return bool(self.read and self.dots and self.head_dots and self.floats)
 
     def linear(self, rows, head_rows):
         layers = max(self.bytes[0] / self.read, 2 * self.weights * rows / self.dots)
-        return layers + max(self.bytes[1] / self.read, 2 * self.head * head_rows / self.dots)
+        head = 2 * self.head * head_rows / self.head_dots
+        return layers + max(self.bytes[1] / self.read, head)
 
     def prefill(self, sequences, length):
         """Seconds for prompts of `length`."""

@@ -2,7 +2,8 @@
 """The inner loops of the kernels that callgrind cannot run: loops.py LIBRARY PREFIX.
 
 Disassembles LIBRARY and prints, for each function of the CPU backend whose name has PREFIX, its
-innermost loops with dot products, most first: `name dots loads others`, by turn of the loop. Loads
+innermost loops with dot products: `name dots loads others`, by turn of the loop, and first the one
+with the fewest others and loads for each, which is the widest tile's; polynomials have more. Loads
 are instructions that read memory, a dot product's own operand among them; others are all that is
 neither a dot product nor a plain load into a register: what an inner loop should have little of.
 """
@@ -85,8 +86,9 @@ def main():
     library, prefix = sys.argv[1], sys.argv[2]
     for name, body in sorted(functions(library, prefix)):
         found = Counter(count(body[a:b + 1]) for a, b in innermost_loops(body))
-        for counts in sorted((c for c in found if c[0] > 0), reverse=True):
-            print(short(name), *counts)
+        dotted = [c for c in found if c[0] > 0]
+        for dots, loads, others in sorted(dotted, key=lambda c: ((c[1] + c[2]) / c[0], -c[0])):
+            print(short(name), dots, loads, others)
 
 
 main()

@@ -26,9 +26,11 @@ for work in $("$program"); do
         --callgrind-out-file="$out/callgrind.out" "$program" "$work" 2>"$out/valgrind.log"
     awk -v work="$work" '/^summary:/ {print work, $2}' "$out/callgrind.out" >>"$out/found.txt"
 done
-# The widest inner loop of each kernel with products: the first that loops.py prints.
-python3 tests/counts/loops.py target/release/libvrust.so kernels::avx512 |
-    awk '$1 ~ /linear|attend/ && !seen[$1]++ {print "loop", $0}' >>"$out/found.txt"
+# The inner loop of each kernel's widest tile: the first that loops.py prints.
+for path in avx512 vnni; do
+    python3 tests/counts/loops.py target/release/libvrust.so "kernels::$path" |
+        awk '$1 ~ /linear|attend|::int[48]$/ && !seen[$1]++ {print "loop", $0}' >>"$out/found.txt"
+done
 # Those of AMX: tdp instructions, tile loads, and all else, prefetches too; and what scales them.
 for prefix in linear::amx_tiles kernels::amx::linear; do
     python3 tests/counts/loops.py target/release/libvrust.so "$prefix" |

@@ -97,13 +97,13 @@ fn outputs_are_the_rounded_numbers_product() {
             let weights = Matrix::random(DType::F32, n, k, 1).values;
             let bias = Numbers::new(3).take(n);
             let out = case.run((rows, n, k), &x);
-            check_outputs(case, k, &out, &x, &weights, &bias);
+            check_outputs(&case, k, &out, &x, &weights, &bias);
         }
     }
 }
 
 /// Every output is the rounded numbers' product and its bias.
-fn check_outputs(case: Case, k: usize, out: &[f32], x: &[f32], weights: &[f32], bias: &[f32]) {
+fn check_outputs(case: &Case, k: usize, out: &[f32], x: &[f32], weights: &[f32], bias: &[f32]) {
     let n = bias.len();
     assert_eq!((x.len() % k, weights.len()), (0, n * k));
     assert_eq!(out.len(), x.len() / k * n);
@@ -137,7 +137,7 @@ fn the_greatest_sums_neither_saturate_nor_wrap() {
     for case in cases() {
         let weights = Matrix { dtype: DType::F32, rows: n, cols: k, values: values.clone() };
         let out = case.multiply((PATTERNS, n, k), &x, weights.part(None));
-        check_outputs(case, k, &out, &x, &values, &[0.0; 2 * PATTERNS]);
+        check_outputs(&case, k, &out, &x, &values, &[0.0; 2 * PATTERNS]);
     }
 }
 
