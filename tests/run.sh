@@ -10,7 +10,7 @@ log_dir=build/test-logs
 passed_dir=$log_dir/passed # A file for each stage that passed.
 rm -rf "$passed_dir"
 mkdir -p "$passed_dir"
-limit=2700 # Seconds for a stage, twice what the longest takes on slow cores: what hangs is to be seen.
+limit=2700 # Seconds for a stage, twice the longest on slow cores: what hangs is to be seen.
 running=   # The process group of this lane's stage.
 second=    # The second lane's process.
 

@@ -16,7 +16,8 @@ FLOAT_DOTS = ["tdpbf16ps, GFLOP/s", "vdpbf16ps, GFLOP/s", "f32 FMA 512 bits, GFL
 BYTE_DOTS = ["vpdpbusd, GOP/s", "vpmaddubsw and vpmaddwd, GOP/s", *FLOAT_DOTS]
 # Sums of products of 4 bits may stay in 16.
 NIBBLE_DOTS = ["vpdpbusd, GOP/s", "vpmaddubsw, GOP/s", *FLOAT_DOTS]
-DOTS = {"none": FLOAT_DOTS, "int8": BYTE_DOTS, "int4": NIBBLE_DOTS}
+LAYER_DOTS = {"none": FLOAT_DOTS, "int8": BYTE_DOTS, "int4": NIBBLE_DOTS}
+HEAD_DOTS = {"none": FLOAT_DOTS, "int8": BYTE_DOTS, "int4": BYTE_DOTS}
 
 
 class Limits:
@@ -29,9 +30,8 @@ class Limits:
 
         self.read = first(["best read, GB/s"])
         self.floats = first(FLOAT_DOTS)
-        self.dots = first(DOTS[quantization])
-        # The head's are bytes under int4, too.
-        self.head_dots = first(BYTE_DOTS) if quantization == "int4" else self.dots
+        self.dots = first(LAYER_DOTS[quantization])
+        self.head_dots = first(HEAD_DOTS[quantization])
         config = SHAPES[shape]
         hidden, layers = config["hidden_size"], config["num_hidden_layers"]
         dim = config["head_dim"]
@@ -45,7 +45,8 @@ class Limits:
         self.kv_bytes = 2 * layers * kv_heads * dim * 2
 
     def known(self):
-        return bool(self.read and self.dots and self.head_dots and self.floats)
+        # Every list of dot products ends with the floats'.
+        return bool(self.read and self.floats)
 
     def linear(self, rows, head_rows):
         layers = max(self.bytes[0] / self.read, 2 * self.weights * rows / self.dots)

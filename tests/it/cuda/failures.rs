@@ -208,6 +208,7 @@ fn check_failing(engine: &Engine, told: &str) {
         match polled {
             Polled::Closed => break,
             _ => {
+                assert!(consumer.outcomes.len() <= ids.len());
                 let served =
                     |outcome: &Outcome| outcome.last_events == 1 && outcome.error.is_none();
                 let served = ids.iter().all(|id| consumer.outcomes.get(id).is_some_and(served));
