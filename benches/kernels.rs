@@ -66,12 +66,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(quantization: Option<Quantization>) -> Self {
+    fn new(quantization: Option<Quantization>, role: LinearRole) -> Self {
         let options = CpuOptions { quantization, ..CpuOptions::new(ComputeType::Bf16) };
         let mut backend = CpuBackend::new(options).expect("a backend");
         let mut pack = |(n, k)| {
             let parts = vec![LinearPart { weight: Box::new(Noise(n, k)), bias: None }];
-            let spec = LinearSpec { parts, role: LinearRole::Hidden };
+            let spec = LinearSpec { parts, role };
             backend.pack_linear(spec).expect("memory")
         };
         let layers = (0..LAYERS).map(|_| SHAPES.map(&mut pack)).collect();
@@ -117,10 +117,13 @@ fn main() {
     let rows: Vec<usize> = rows.split(',').map(|r| r.parse().expect("a number of rows")).collect();
     let parameters = LAYERS * SHAPES.iter().map(|(n, k)| n * k).sum::<usize>();
     [false, true].into_iter().for_each(attention);
-    let formats = [(None, 16.0), (Some(Quantization::Int8), 8.0), (Some(Quantization::Int4), 4.5)];
-    for (quantization, bits) in formats {
-        let mut bench = Bench::new(quantization);
-        println!("{}", bench.backend.describe());
+    let (int8, int4) = (Some(Quantization::Int8), Some(Quantization::Int4));
+    let (hidden, vocabulary) = (LinearRole::Hidden, LinearRole::Vocabulary);
+    let formats =
+        [(None, hidden, 16.0), (int8, hidden, 8.0), (int4, hidden, 4.25), (int4, vocabulary, 6.25)];
+    for (quantization, role, bits) in formats {
+        let mut bench = Bench::new(quantization, role);
+        println!("{}, {role:?}, {bits} bits a weight", bench.backend.describe());
         for &rows in &rows {
             bench.run(rows);
             let operations = 2.0 * (parameters * rows) as f64;

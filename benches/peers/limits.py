@@ -7,9 +7,9 @@ are left out, so that nobody reaches the limit."""
 
 from shapes import SHAPES
 
-# Bytes of a weight, with its scales; the head keeps 8 bits under int4.
-LAYER_BYTES = {"none": 2, "int8": 1, "int4": 0.5 + 2 / 32}
-HEAD_BYTES = {"none": 2, "int8": 1, "int4": 1}
+# Bytes of a weight, with its scales; the head keeps 6 bits under int4.
+LAYER_BYTES = {"none": 2, "int8": 1, "int4": 0.5 + 1 / 32}
+HEAD_BYTES = {"none": 2, "int8": 1, "int4": 0.75 + 1 / 32}
 # The best of these that the machine has; the machine's table names them.
 FLOAT_DOTS = ["tdpbf16ps, GFLOP/s", "vdpbf16ps, GFLOP/s", "f32 FMA 512 bits, GFLOP/s",
               "f32 FMA 256 bits, GFLOP/s"]

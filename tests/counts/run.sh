@@ -29,7 +29,7 @@ done
 # The inner loop of each kernel's widest tile: the first that loops.py prints.
 for path in avx512 vnni; do
     python3 tests/counts/loops.py target/release/libvrust.so "kernels::$path" |
-        awk '$1 ~ /linear|attend|::int[48]$/ && !seen[$1]++ {print "loop", $0}' >>"$out/found.txt"
+        awk '$1 ~ /linear|attend|::int[468]$/ && !seen[$1]++ {print "loop", $0}' >>"$out/found.txt"
 done
 # Those of AMX: tdp instructions, tile loads, and all else, prefetches too; and what scales them.
 for prefix in linear::amx_tiles kernels::amx::linear; do

@@ -10,12 +10,13 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::linear::quantized::{Format, Int4};
+use super::linear::quantized::{Format, Int4, Int6, WHOLE};
 use super::memory::Buffer;
 use super::pack::{Packed, Storage};
+use super::quantize::{self, Grouped};
+use super::share;
 use super::simd::bf16_bits;
 use super::thread_pool::ThreadPool;
-use super::{quantize, share};
 use crate::backend::{DType, LinearPart};
 use crate::error::{Error, Result};
 
@@ -27,7 +28,7 @@ pub(super) struct Panels {
     pub(super) k: usize,
     /// The first panel.
     pub(super) data: *mut u8,
-    /// Int8's scales of the outputs, from the first panel's on.
+    /// Quantized outputs' scales, from the first panel's on.
     pub(super) scales: *mut f32,
     /// Every how many of the layer's panels is one of these.
     pub(super) apart: usize,
@@ -91,26 +92,31 @@ fn fill_rows(panels: &Panels, parts: &[LinearPart], rows: Range<usize>) -> Resul
 
 /// Rows on their way into a panel; what lies beyond K stays 0.
 struct Staging {
-    /// One row, widened, `[k]`; where a panel holds f32, sixteen.
+    /// One row, widened, `[k]`, or padded where groups have scales; where a panel holds f32, sixteen.
     values: Buffer<f32>,
     /// Sixteen rows as a panel holds them, `[16][row_words]`.
     words: Buffer<u32>,
     row_words: usize,
-    /// Int4's scales, `[16][groups]`.
-    scales: Buffer<u16>,
+    /// Scales of groups, `[16][groups]`.
+    scales: Buffer<i8>,
     groups: usize,
 }
 
 impl Staging {
     fn new(panels: &Panels) -> Result<Self> {
-        let k = panels.k;
+        let (k, whole) = (panels.k, panels.k.next_multiple_of(WHOLE));
         let (row_words, groups) = match panels.storage {
             Storage::Bf16Pairs => (k.div_ceil(2), 0),
             Storage::Int8 => (k.div_ceil(4), 0),
-            Storage::Int4 => (k.div_ceil(64) * 8, k.div_ceil(64) * 2),
+            Storage::Int4 => (whole / Int4::GROUP * Int4::WORDS, whole / Int4::GROUP),
+            Storage::Int6 => (whole / Int6::GROUP * Int6::WORDS, whole / Int6::GROUP),
             Storage::F32 | Storage::F16 | Storage::Bf16 => (0, 0),
         };
-        let values = if panels.storage == Storage::F32 { k.saturating_mul(16) } else { k };
+        let values = match panels.storage {
+            Storage::F32 => k.saturating_mul(16),
+            Storage::Int4 | Storage::Int6 => whole,
+            _ => k,
+        };
         let zeroed = "staging of weights";
         Ok(Self {
             values: Buffer::zeroed(values, zeroed)?,
@@ -234,22 +240,45 @@ unsafe fn lanes(
                 }
                 turn::<u32, 16>(staged, row_words, panel.cast());
             }
-            (Storage::Int4, _) => {
-                let (scales, groups) = (staging.scales.as_mut_slice(), staging.groups);
-                for i in 0..count {
-                    widen(dtype, row(i), values);
-                    let to = &mut words[i * row_words..][..row_words];
-                    quantize::int4_row(values, to, &mut scales[i * groups..][..groups]);
-                }
-                let scales =
-                    Rows { start: scales.as_ptr().cast(), stride: groups * 2, count, lane };
-                for group in (0..groups).step_by(2) {
-                    let at = panel.add(Int4::weights_at(group));
-                    turn::<u32, 8>(staged.from(group * 16), 8, at.cast());
-                    let at = panel.add(Int4::scales_at(group));
-                    turn::<u16, 2>(scales.from(group * 2), 2, at.cast());
-                }
+            (Storage::Int4, _) => grouped::<Int4>(&raw, dtype, staging, (panel, scales)),
+            (Storage::Int6, _) => grouped::<Int6>(&raw, dtype, staging, (panel, scales)),
+        }
+    }
+}
+
+/// Rounds and packs rows of one panel whose groups have scales.
+///
+/// # Safety
+/// That of `lanes`.
+#[inline(always)]
+unsafe fn grouped<F: Grouped>(
+    raw: &Rows,
+    dtype: DType,
+    staging: &mut Staging,
+    (panel, outputs): (*mut u8, *mut f32),
+) {
+    let (words, row_words) = (staging.words.as_mut_slice(), staging.row_words);
+    let (scales, groups) = (staging.scales.as_mut_slice(), staging.groups);
+    // SAFETY: by the contract; a panel has room for all groups of its rows.
+    unsafe {
+        for i in 0..raw.count {
+            let row = std::slice::from_raw_parts(raw.start.add(i * raw.stride), raw.stride);
+            let values = staging.values.as_mut_slice();
+            widen(dtype, row, &mut values[..raw.stride / dtype.size()]);
+            let to = &mut words[i * row_words..][..row_words];
+            let scales = &mut scales[i * groups..][..groups];
+            *outputs.add(i) = quantize::grouped_row::<F>(values, to, scales);
+        }
+        let staged = Rows { start: words.as_ptr().cast(), stride: row_words * 4, ..*raw };
+        let scales = Rows { start: scales.as_ptr().cast(), stride: groups, ..*raw };
+        for group in (0..groups).step_by(4) {
+            let at = panel.add(F::weights_at(group)).cast();
+            match const { F::WORDS } {
+                4 => turn::<u32, 16>(staged.from(group * 16), 16, at),
+                _ => turn::<u32, 12>(staged.from(group * 24), 24, at),
             }
+            let at = panel.add(F::scales_at(group));
+            turn::<u8, 4>(scales.from(group), 4, at.cast());
         }
     }
 }

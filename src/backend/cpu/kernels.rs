@@ -8,7 +8,7 @@ use super::attention::plan::Work;
 use super::attention::{AttentionArgs, Scratch};
 use super::elementwise::{ActivateArgs, GatedArgs};
 use super::kv::{KvType, LayerKv};
-use super::linear::quantized::{Int4, Int8, Quantized};
+use super::linear::quantized::{Int4, Int6, Int8, Quantized};
 use super::linear::tiles::{Chain, run};
 use super::linear::{ConvertArgs, LinearArgs, Wide};
 use super::norm::NormArgs;
@@ -38,7 +38,7 @@ struct Attends {
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     /// Linear layers, by `pack::Storage` as an index; units are panels.
-    pub(crate) linear: [Kernel<LinearArgs>; 6],
+    pub(crate) linear: [Kernel<LinearArgs>; 7],
     /// Whether linear layers in bf16 take their inputs as bf16 (else as f32 holding bf16 values).
     pub(crate) bf16_inputs: bool,
     /// Rounds, copies or gathers the inputs of linear layers; units are rows.
@@ -68,20 +68,20 @@ impl Kernels {
     /// With what bf16 products replace: linear layers, which take their inputs so, and attention.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     const fn with_bf16(self, linear: Kernel<LinearArgs>, attends: Attends) -> Self {
-        let [_, f32, f16, bf16_wide, int8, int4] = self.linear;
+        let [_, f32, f16, bf16_wide, int8, int4, int6] = self.linear;
         Self {
-            linear: [linear, f32, f16, bf16_wide, int8, int4],
+            linear: [linear, f32, f16, bf16_wide, int8, int4, int6],
             bf16_inputs: true,
             attend: [self.attend[0], attends],
             ..self
         }
     }
 
-    /// With other quantized layers.
+    /// With other layers of 8, 4 and 6 bits.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    const fn with_integers(self, int8: Kernel<LinearArgs>, int4: Kernel<LinearArgs>) -> Self {
+    const fn with_integers(self, [int8, int4, int6]: [Kernel<LinearArgs>; 3]) -> Self {
         let [bf16, f32, f16, bf16_wide, ..] = self.linear;
-        Self { linear: [bf16, f32, f16, bf16_wide, int8, int4], ..self }
+        Self { linear: [bf16, f32, f16, bf16_wide, int8, int4, int6], ..self }
     }
 }
 
@@ -112,6 +112,8 @@ macro_rules! instantiate {
                     run::<Quantized<$int, Int8>, $int_rows, $int_panels, $ig_rows, $ig_panels>;
                 linear_int4(LinearArgs) =
                     run::<Quantized<$nibbles, Int4>, $int_rows, $int_panels, $ig_rows, $ig_panels>;
+                linear_int6(LinearArgs) =
+                    run::<Quantized<$int, Int6>, $int_rows, $int_panels, $ig_rows, $ig_panels>;
                 convert(ConvertArgs) = linear::convert::<$simd>;
                 rms_norm(NormArgs) = norm::rms_norm::<$simd>;
                 layer_norm(NormArgs) = norm::layer_norm::<$simd>;
@@ -135,6 +137,7 @@ macro_rules! instantiate {
             pub(super) const KERNELS: Kernels = Kernels {
                 linear: [
                     linear_bf16, linear_f32, linear_f16, linear_bf16_wide, linear_int8, linear_int4,
+                    linear_int6,
                 ],
                 bf16_inputs: $bf16_inputs,
                 convert,
@@ -227,17 +230,15 @@ mod vnni {
     use super::*;
     use crate::backend::cpu::simd::integer::Vnni;
 
-    #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) unsafe fn int8(a: &LinearArgs, units: Range<usize>) {
-        // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { run::<Quantized<Vnni, Int8>, 6, 2, 6, 2>(a, units) }
-    }
+    instantiate!(@kernels [
+        #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    ] {
+        int8(LinearArgs) = run::<Quantized<Vnni, Int8>, 6, 2, 6, 2>;
+        int4(LinearArgs) = run::<Quantized<Vnni, Int4>, 6, 2, 6, 2>;
+        int6(LinearArgs) = run::<Quantized<Vnni, Int6>, 6, 2, 6, 2>;
+    });
 
-    #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) unsafe fn int4(a: &LinearArgs, units: Range<usize>) {
-        // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { run::<Quantized<Vnni, Int4>, 6, 2, 6, 2>(a, units) }
-    }
+    pub(super) const INTEGERS: [Kernel<LinearArgs>; 3] = [int8, int4, int6];
 }
 
 /// Linear layers and, in bf16, attention by tiles; the rest is as on AVX-512.
@@ -258,6 +259,7 @@ mod amx {
     ] {
         linear_int8(LinearArgs) = run::<Bytes<Int8>>;
         linear_int4(LinearArgs) = run::<Bytes<Int4>>;
+        linear_int6(LinearArgs) = run::<Bytes<Int6>>;
     });
 
     instantiate!(@attend [
@@ -268,15 +270,13 @@ mod amx {
 
     /// Few rows go through vectors, which have them done before the weights are there; the bits
     /// are the same.
-    unsafe fn int8(a: &LinearArgs, units: Range<usize>) {
+    unsafe fn either<const FORMAT: usize>(a: &LinearArgs, units: Range<usize>) {
+        let kernels = if a.rows <= FEW { &vnni::INTEGERS } else { &INTEGERS };
         // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { (if a.rows <= FEW { vnni::int8 } else { linear_int8 })(a, units) }
+        unsafe { kernels[FORMAT](a, units) }
     }
 
-    unsafe fn int4(a: &LinearArgs, units: Range<usize>) {
-        // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { (if a.rows <= FEW { vnni::int4 } else { linear_int4 })(a, units) }
-    }
+    const INTEGERS: [Kernel<LinearArgs>; 3] = [linear_int8, linear_int4, linear_int6];
 
     /// Rows up to which vectors multiply bytes faster than memory brings them.
     const FEW: usize = 8;
@@ -286,8 +286,9 @@ mod amx {
 
     /// Tiles for everything.
     pub(super) const PLAIN: Kernels =
-        avx512::KERNELS.with_bf16(linear_bf16, ATTENDS).with_integers(linear_int8, linear_int4);
-    pub(super) const KERNELS: Kernels = PLAIN.with_integers(int8, int4);
+        avx512::KERNELS.with_bf16(linear_bf16, ATTENDS).with_integers(INTEGERS);
+    pub(super) const KERNELS: Kernels =
+        PLAIN.with_integers([either::<0>, either::<1>, either::<2>]);
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -324,17 +325,13 @@ mod neon_bf16 {
 mod dotprod {
     use super::*;
 
-    #[target_feature(enable = "neon,dotprod")]
-    pub(super) unsafe fn int8(a: &LinearArgs, units: Range<usize>) {
-        // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { run::<Quantized<NeonDot, Int8>, 4, 1, 4, 1>(a, units) }
-    }
+    instantiate!(@kernels [#[target_feature(enable = "neon,dotprod")]] {
+        int8(LinearArgs) = run::<Quantized<NeonDot, Int8>, 4, 1, 4, 1>;
+        int4(LinearArgs) = run::<Quantized<NeonDot, Int4>, 4, 1, 4, 1>;
+        int6(LinearArgs) = run::<Quantized<NeonDot, Int6>, 4, 1, 4, 1>;
+    });
 
-    #[target_feature(enable = "neon,dotprod")]
-    pub(super) unsafe fn int4(a: &LinearArgs, units: Range<usize>) {
-        // SAFETY: the caller keeps the contract of `Kernel`.
-        unsafe { run::<Quantized<NeonDot, Int4>, 4, 1, 4, 1>(a, units) }
-    }
+    pub(super) const INTEGERS: [Kernel<LinearArgs>; 3] = [int8, int4, int6];
 }
 
 /// The kernels of a path that `isa::choose` returned, with what else this machine has.
@@ -347,13 +344,13 @@ pub(crate) fn of(isa: CpuIsa) -> Kernels {
     #[cfg(target_arch = "x86_64")]
     if matches!(isa, CpuIsa::Avx512 | CpuIsa::Avx512Bf16) && is_x86_feature_detected!("avx512vnni")
     {
-        return kernels.with_integers(vnni::int8, vnni::int4);
+        return kernels.with_integers(vnni::INTEGERS);
     }
     #[cfg(target_arch = "aarch64")]
     if matches!(isa, CpuIsa::Neon | CpuIsa::NeonBf16)
         && std::arch::is_aarch64_feature_detected!("dotprod")
     {
-        return kernels.with_integers(dotprod::int8, dotprod::int4);
+        return kernels.with_integers(dotprod::INTEGERS);
     }
     kernels
 }

@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// Element types of buffers: plain numbers for which all bits zero is a value.
 pub(crate) trait Element: Copy + Send + Sync + 'static {}
 impl Element for f32 {}
+impl Element for i8 {}
 impl Element for u16 {}
 impl Element for u32 {}
 impl Element for u8 {}

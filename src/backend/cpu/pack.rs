@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use super::fill::{Panels, fill};
 use super::linear::InputForm;
-use super::linear::quantized::{Format, Int4, Int8, row_bytes};
+use super::linear::quantized::{Format, Int4, Int6, Int8, WHOLE, row_bytes};
 use super::memory::Buffer;
 use super::simd::bf16_value;
 use super::thread_pool::ThreadPool;
@@ -38,6 +38,8 @@ pub(crate) enum Storage {
     Int8 = 4,
     /// `linear::quantized::Int4`.
     Int4 = 5,
+    /// `linear::quantized::Int6`.
+    Int6 = 6,
 }
 
 /// How a backend keeps its weights.
@@ -63,7 +65,7 @@ pub(crate) struct Packed {
     pub(super) gated: bool,
     data: Buffer<u8>,
     bias: Option<Buffer<f32>>,
-    /// Int8's scales of the outputs, padded to whole panels; else empty.
+    /// Quantized outputs' scales, padded to whole panels; else empty.
     scales: Buffer<f32>,
 }
 
@@ -76,7 +78,8 @@ impl Storage {
             Self::F32 => bytes(4),
             Self::Bf16Pairs | Self::F16 | Self::Bf16 => bytes(2),
             Self::Int8 => bytes(1),
-            Self::Int4 => k / 64 * Int4::PAIR_BYTES,
+            Self::Int4 => k / WHOLE * Int4::FOUR_BYTES,
+            Self::Int6 => k / WHOLE * Int6::FOUR_BYTES,
         }
     }
 
@@ -85,9 +88,13 @@ impl Storage {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => k,
             Self::Bf16Pairs => k.next_multiple_of(32),
-            Self::Int8 => k.next_multiple_of(Int8::GROUP),
-            Self::Int4 => k.next_multiple_of(2 * Int4::GROUP),
+            Self::Int8 | Self::Int4 | Self::Int6 => k.next_multiple_of(WHOLE),
         }
+    }
+
+    /// Whether its outputs have scales.
+    fn quantized(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4 | Self::Int6)
     }
 
     /// K elements that one step of a kernel takes.
@@ -97,6 +104,7 @@ impl Storage {
             Self::Bf16Pairs => 2,
             Self::Int8 => Int8::GROUP,
             Self::Int4 => Int4::GROUP,
+            Self::Int6 => Int6::GROUP,
         }
     }
 
@@ -108,6 +116,7 @@ impl Storage {
             Self::F32 | Self::F16 | Self::Bf16 => InputForm::F32,
             Self::Int8 => InputForm::Int8 { group: Int8::GROUP, zero: Int8::ZERO },
             Self::Int4 => InputForm::Int8 { group: Int4::GROUP, zero: Int4::ZERO },
+            Self::Int6 => InputForm::Int8 { group: Int6::GROUP, zero: Int6::ZERO },
         }
     }
 }
@@ -115,10 +124,8 @@ impl Storage {
 /// Bytes of workspace that one row of `k` inputs needs at most, in any form.
 pub(crate) fn input_row_bytes(k: usize) -> usize {
     let plain = k.next_multiple_of(32) * 4;
-    let quantized = |padded: usize, group: usize| row_bytes(padded, group);
-    plain
-        .max(quantized(Storage::Int8.padded(k), Int8::GROUP))
-        .max(quantized(Storage::Int4.padded(k), Int4::GROUP))
+    let least_group = Int8::GROUP.min(Int4::GROUP).min(Int6::GROUP);
+    plain.max(row_bytes(k.next_multiple_of(WHOLE), least_group))
 }
 
 impl Packed {
@@ -160,7 +167,7 @@ impl Packed {
         let bytes = storage.panel_bytes(k).saturating_mul(packed.panels());
         packed.data = Buffer::zeroed(bytes, name)?;
         packed.bias = packed.pack_bias(&spec.parts)?;
-        if storage == Storage::Int8 {
+        if storage.quantized() {
             packed.scales = Buffer::zeroed(16 * packed.panels(), "scales of weights")?;
         }
         fill(&packed, &spec.parts, pool)?;
@@ -229,7 +236,7 @@ impl Packed {
         assert_eq!(out.len(), self.k, "a row of a table of {} columns", self.k);
         let scale = match self.storage {
             // SAFETY: a scale for each row, and nobody writes to them after packing.
-            Storage::Int8 => unsafe { *self.scales.as_ptr().add(self.place(row)) },
+            storage if storage.quantized() => unsafe { *self.scales.as_ptr().add(self.place(row)) },
             _ => 1.0,
         };
         let place = self.place(row);
@@ -245,7 +252,8 @@ impl Packed {
                     Storage::F16 => half::f16::from_bits(*data.cast::<u16>().add(at)).to_f32(),
                     Storage::Bf16 | Storage::Bf16Pairs => bf16_value(*data.cast::<u16>().add(at)),
                     Storage::Int8 => scale * quantize::read_int8(data.add(panel), lane, i),
-                    Storage::Int4 => unreachable!("tables have 8 bits at least"),
+                    Storage::Int6 => scale * quantize::read_int6(data.add(panel), lane, i),
+                    Storage::Int4 => unreachable!("tables have 6 bits at least"),
                 }
             };
             *value = if add { *value + weight } else { weight };
@@ -294,7 +302,8 @@ fn storage_of(spec: &LinearSpec, precision: Precision) -> Storage {
         (Some(Quantization::Int4), LinearRole::Hidden | LinearRole::GateUp) => {
             return Storage::Int4;
         }
-        (Some(_), _) => return Storage::Int8,
+        (Some(Quantization::Int4), LinearRole::Vocabulary) => return Storage::Int6,
+        (Some(Quantization::Int8), _) => return Storage::Int8,
     }
     if precision.compute == ComputeType::Bf16 {
         return Storage::Bf16Pairs;

@@ -2,7 +2,7 @@
 //!
 //! A group's products are summed by `tdpbsud`, exactly, in i32; scales and corrections follow on
 //! vectors in the order of `quantized`. While vectors work on one group, the tiles of the next are
-//! under way: the processor looks that far ahead. Four bits become bytes just before a group.
+//! under way: the processor looks that far ahead. Four or six bits become bytes just before a group.
 #![allow(unsafe_code, reason = "kernels work through pointers")]
 // The path's features (AVX-512 F and BW among them) stand behind every intrinsic here, as in
 // `simd::avx512`.
@@ -18,6 +18,7 @@ use super::quantized::Format;
 use super::{LinearArgs, Wide};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::avx512::Avx512;
+use crate::backend::cpu::simd::integer::with_upper512;
 
 /// Layers of format `F`.
 pub(crate) struct Bytes<F>(PhantomData<F>);
@@ -29,7 +30,7 @@ const PANELS: usize = 2;
 #[repr(C, align(64))]
 struct Integers([[i32; PANELS * STRIP * 16]; 2]);
 
-/// Weights of a group of four bits as bytes, `[PANELS][inputs / 4][16][4]`, of two in turn.
+/// Weights of a group of four or six bits as bytes, `[PANELS][inputs / 4][16][4]`, of two in turn.
 #[repr(C, align(64))]
 struct Widened([[u8; PANELS * NIBBLES_TILE]; 2]);
 
@@ -80,9 +81,6 @@ impl<F: Format> Product for Bytes<F> {
 
     #[inline(always)]
     unsafe fn scale(a: &LinearArgs, panel: usize, sum: Avx512) -> Avx512 {
-        if F::NIBBLES {
-            return sum;
-        }
         unsafe { sum.mul(Avx512::load(a.scales.add(panel * 16))) }
     }
 }
@@ -95,12 +93,25 @@ unsafe fn widen<F: Format>(p: &Part<'_>, weights: *const u8, bytes: *mut u8) {
         for panel in 0..p.panels {
             let (from, to) =
                 (weights.add(panel * p.a.panel_bytes), bytes.add(panel * NIBBLES_TILE));
-            for load in 0..F::LOADS {
-                let both = _mm512_loadu_si512(from.add(64 * load).cast());
-                Avx512::prefetch(from.wrapping_add(64 * load + PREFETCH_BYTES));
-                let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
-                let to = to.add(128 * load);
-                _mm512_store_si512(to.cast(), _mm512_and_si512(both, low));
+            // Two steps at a time, which lie in a line; with upper bits every third is of these.
+            for two in 0..F::GROUP / 8 {
+                let lines = if F::UPPER { two / 2 * 3 + two % 2 } else { two };
+                let line = from.add(64 * lines);
+                let both = _mm512_loadu_si512(line.cast());
+                Avx512::prefetch(line.wrapping_add(PREFETCH_BYTES));
+                let mut high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+                let mut both = _mm512_and_si512(both, low);
+                if F::UPPER {
+                    let line = from.add(two / 2 * 192 + 128);
+                    let upper = _mm512_loadu_si512(line.cast());
+                    Avx512::prefetch(line.wrapping_add(PREFETCH_BYTES));
+                    (both, high) = match two % 2 {
+                        0 => (with_upper512::<0>(both, upper), with_upper512::<1>(high, upper)),
+                        _ => (with_upper512::<2>(both, upper), with_upper512::<3>(high, upper)),
+                    };
+                }
+                let to = to.add(128 * two);
+                _mm512_store_si512(to.cast(), both);
                 _mm512_store_si512(to.add(64).cast(), high);
             }
         }
@@ -116,8 +127,8 @@ unsafe fn scale_group<F: Format>(p: &Part<'_>, group: usize, integers: *const i3
         let corrections = x.add(p.a.steps * (F::GROUP + 4) + 4 * group).cast::<i32>();
         for panel in 0..p.panels {
             let weights = p.a.weights.add((p.panel + panel) * p.a.panel_bytes);
-            let own = weights.add(F::scales_at(group)).cast::<u16>();
-            let own = F::NIBBLES.then(|| Avx512::load_f16(own));
+            let own = weights.add(F::scales_at(group)).cast::<i8>();
+            let own = F::NIBBLES.then(|| Avx512::load_i8(own));
             for row in 0..p.rows {
                 let at = (panel * STRIP + row) * 16;
                 let x_scale = Avx512::splat(*scales.byte_add(row * p.a.ldx));
@@ -135,5 +146,5 @@ unsafe fn scale_group<F: Format>(p: &Part<'_>, group: usize, integers: *const i3
     }
 }
 
-/// How far ahead weights of four bits are asked for.
+/// How far ahead such weights are asked for.
 const PREFETCH_BYTES: usize = 1536;

@@ -41,7 +41,7 @@ pub(crate) struct LinearArgs {
     pub(crate) panel_bytes: usize,
     /// Steps (of quantized weights, groups of inputs) along K in one panel.
     pub(crate) steps: usize,
-    /// Scales of the outputs, padded to whole panels; null where there is none for a whole output.
+    /// Scales of the outputs, padded to whole panels; null unless weights are quantized.
     pub(crate) scales: *const f32,
     /// Outputs.
     pub(crate) n: usize,
@@ -342,7 +342,7 @@ impl ConvertArgs {
         match self.form {
             InputForm::Int8 { group, .. } => {
                 dim.is_multiple_of(group)
-                    && self.width.is_multiple_of(group.max(64))
+                    && self.width.is_multiple_of(quantized::WHOLE)
                     && self.ldo <= self.width * size_of::<f32>()
             }
             _ => dim.is_multiple_of(16) && self.fits_in_place(),
@@ -360,7 +360,7 @@ pub(crate) unsafe fn convert<S: Simd16>(a: &ConvertArgs, rows: Range<usize>) {
             let source = if a.rows.is_null() { row } else { *a.rows.add(row) as usize };
             let x = a.x.add(source * a.width);
             if let InputForm::Int8 { group, zero } = a.form {
-                let groups = 0..a.width.next_multiple_of(group.max(64)) / group;
+                let groups = 0..a.width.next_multiple_of(quantized::WHOLE) / group;
                 let out = a.out.add(row * a.ldo);
                 quantized::quantize::<S>((x, a.width), out, (group, zero), groups);
                 continue;

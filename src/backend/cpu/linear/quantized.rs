@@ -3,7 +3,9 @@
 //!
 //! Weights are unsigned, `w = scale * (q - zero)`, because that is what `vpdpbusd` multiplies by
 //! signed inputs; `zero` times the sum of a group's inputs is taken off before the group begins.
-//! Inputs are rounded to 8 bits group by group: `x = scale * q`, `scale = max|x| / 127`.
+//! Each output has a scale, f32; with fewer than 8 bits each of its groups of 32 weights has an
+//! integer, i8, by which that is multiplied. Inputs are rounded to 8 bits group by group:
+//! `x = scale * q`, `scale = max|x| / 127`.
 #![allow(unsafe_code, reason = "kernels work through pointers")]
 
 use std::marker::PhantomData;
@@ -20,19 +22,21 @@ pub(crate) trait Format {
     const GROUP: usize;
     /// The byte that stands for 0.
     const ZERO: i32;
-    /// Loads of 64 bytes that make up a group.
+    /// Loads that make up a group: of 64 bytes, or of 192 with `UPPER`.
     const LOADS: usize;
-    /// Whether a byte holds two weights (the lower half is of the earlier step of four inputs) and
-    /// each group has scales of its own.
+    /// Whether a byte holds four bits of two weights (the lower half is of the earlier step of four
+    /// inputs) and each group has scales beside those of the outputs.
     const NIBBLES: bool;
+    /// Whether 64 bytes follow two times 64 of nibbles that hold two more bits of their weights,
+    /// those of the earliest step lowest.
+    const UPPER: bool = false;
     /// Where a group's weights begin in its panel.
     fn weights_at(group: usize) -> usize;
-    /// Where a group's sixteen f16 scales begin, if it has them.
+    /// Where a group's sixteen i8 scales begin, if it has them.
     fn scales_at(group: usize) -> usize;
 }
 
-/// `[N/16][K/4][16][4]` u8; one f32 scale an output, in a table of its own. The group is that of
-/// the inputs alone.
+/// `[N/16][K/4][16][4]` u8. The group is that of the inputs alone.
 pub(crate) struct Int8;
 
 impl Format for Int8 {
@@ -52,13 +56,13 @@ impl Format for Int8 {
     }
 }
 
-/// `[N/16][K/64]` of two groups: their weights, `[2][4][16][4]` u8, then their scales, `[2][16]`
-/// f16: nine cache lines, so that no load crosses one.
+/// `[N/16][K/128]` of four groups: their weights, `[4][4][16][4]` u8, then their scales, `[4][16]`
+/// i8: seventeen cache lines, so that no load crosses one.
 pub(crate) struct Int4;
 
 impl Int4 {
-    /// Bytes of two groups.
-    pub(crate) const PAIR_BYTES: usize = 576;
+    /// Bytes of four groups.
+    pub(crate) const FOUR_BYTES: usize = 4 * 256 + 64;
 }
 
 impl Format for Int4 {
@@ -69,17 +73,48 @@ impl Format for Int4 {
 
     #[inline(always)]
     fn weights_at(group: usize) -> usize {
-        group / 2 * Self::PAIR_BYTES + group % 2 * 256
+        group / 4 * Self::FOUR_BYTES + group % 4 * 256
     }
 
     #[inline(always)]
     fn scales_at(group: usize) -> usize {
-        group / 2 * Self::PAIR_BYTES + 512 + group % 2 * 32
+        group / 4 * Self::FOUR_BYTES + 4 * 256 + group % 4 * 16
     }
 }
 
-/// Bytes of one row of inputs: K of them, padded to whole groups, then a scale (f32) and a
-/// correction (i32) for each group.
+/// `[N/16][K/128]` of four groups: of each, twice, lower four bits, `[2][2][16][4]` u8, and upper
+/// two, `[16][4]` u8; then their scales, `[4][16]` i8.
+pub(crate) struct Int6;
+
+impl Int6 {
+    /// Bytes of four groups.
+    pub(crate) const FOUR_BYTES: usize = 4 * 384 + 64;
+}
+
+impl Format for Int6 {
+    const GROUP: usize = 32;
+    const ZERO: i32 = 32;
+    const LOADS: usize = 2;
+    const NIBBLES: bool = true;
+    const UPPER: bool = true;
+
+    #[inline(always)]
+    fn weights_at(group: usize) -> usize {
+        group / 4 * Self::FOUR_BYTES + group % 4 * 384
+    }
+
+    #[inline(always)]
+    fn scales_at(group: usize) -> usize {
+        group / 4 * Self::FOUR_BYTES + 4 * 384 + group % 4 * 16
+    }
+}
+
+/// Inputs are padded to a multiple of this, with zeros: whole groups of every format, and four of
+/// those that have scales of their own.
+pub(crate) const WHOLE: usize = 128;
+
+/// Bytes of one row of inputs: K of them, padded, then a scale (f32) and a correction (i32) for
+/// each group.
 pub(crate) fn row_bytes(k_padded: usize, group: usize) -> usize {
     (k_padded + k_padded / group * 8).next_multiple_of(64)
 }
@@ -112,8 +147,8 @@ impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
                 let acc = integers::<I, F, R, N, STREAM>(a, x, w, group);
                 let scales = x.add(a.steps * F::GROUP + 4 * group).cast::<f32>();
                 for n in 0..N {
-                    let own = w.add(n * a.panel_bytes + F::scales_at(group)).cast::<u16>();
-                    let own = F::NIBBLES.then(|| I::Floats::load_f16(own));
+                    let own = w.add(n * a.panel_bytes + F::scales_at(group)).cast::<i8>();
+                    let own = F::NIBBLES.then(|| I::Floats::load_i8(own));
                     for r in 0..R {
                         let x_scale = I::Floats::splat(*scales.byte_add(r * a.ldx));
                         let scale = own.map_or(x_scale, |own| own.mul(x_scale));
@@ -121,12 +156,10 @@ impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
                     }
                 }
             }
-            if !F::NIBBLES {
-                for n in 0..N {
-                    let scale = I::Floats::load(a.scales.add((panel + n) * 16));
-                    for sums in &mut sums {
-                        sums[n] = sums[n].mul(scale);
-                    }
+            for n in 0..N {
+                let scale = I::Floats::load(a.scales.add((panel + n) * 16));
+                for sums in &mut sums {
+                    sums[n] = sums[n].mul(scale);
                 }
             }
         }
@@ -157,9 +190,23 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize, const 
         let x = x.add(group * F::GROUP).cast::<i32>();
         let w = w.add(F::weights_at(group));
         let far = const { if STREAM { STREAM_AHEAD } else { PREFETCH_BYTES } };
-        // The scales of a pair of groups lie behind them.
-        if STREAM && F::NIBBLES && group % 2 == 1 {
-            I::Floats::prefetch(w.wrapping_add(F::LOADS * 64 + far));
+        // The scales of four groups lie behind them.
+        if STREAM && F::NIBBLES && group % 4 == 3 {
+            I::Floats::prefetch(w.wrapping_add(F::LOADS * const { load_bytes::<F>() } + far));
+        }
+        if F::UPPER {
+            for load in 0..F::LOADS {
+                let (w, x) = (w.add(load * const { load_bytes::<F>() }), x.add(4 * load));
+                for n in 0..N {
+                    let ahead = w.wrapping_add(n * a.panel_bytes + far);
+                    I::Floats::prefetch(ahead);
+                    I::Floats::prefetch(ahead.wrapping_add(64));
+                    I::Floats::prefetch(ahead.wrapping_add(128));
+                }
+                two_steps::<I, R, N, 0>(&mut acc, w, x, a);
+                two_steps::<I, R, N, 2>(&mut acc, w, x.add(2), a);
+            }
+            return acc;
         }
         for load in 0..F::LOADS {
             let mut bytes = [I::bytes(w.add(load * 64)); N];
@@ -185,6 +232,48 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize, const 
         }
     }
     acc
+}
+
+/// Bytes of a load.
+const fn load_bytes<F: Format>() -> usize {
+    if F::UPPER { 192 } else { 64 }
+}
+
+/// Steps `STEP` and `STEP + 1` of the four whose upper bits lie together.
+#[allow(clippy::needless_range_loop, reason = "as in `row_by_row`")]
+#[inline(always)]
+unsafe fn two_steps<I: Integer, const R: usize, const N: usize, const STEP: usize>(
+    acc: &mut [[I; N]; R],
+    w: *const u8,
+    x: *const i32,
+    a: &LinearArgs,
+) {
+    // SAFETY: the caller vouches for a load of each panel and for eight bytes in each row.
+    unsafe {
+        let mut low = [I::bytes(w); N];
+        let mut high = low;
+        for n in 0..N {
+            let w = w.add(n * a.panel_bytes);
+            let (nibbles, upper) = (I::bytes(w.add(STEP * 32)), I::bytes(w.add(128)));
+            (low[n], high[n]) = match const { STEP } {
+                0 => (
+                    I::with_upper::<0>(I::low(nibbles), upper),
+                    I::with_upper::<1>(I::high(nibbles), upper),
+                ),
+                _ => (
+                    I::with_upper::<2>(I::low(nibbles), upper),
+                    I::with_upper::<3>(I::high(nibbles), upper),
+                ),
+            };
+        }
+        for r in 0..R {
+            let x = x.byte_add(r * a.ldx);
+            let x = (x.read_unaligned(), x.add(1).read_unaligned());
+            for n in 0..N {
+                acc[r][n] = acc[r][n].dot_two((low[n], high[n]), x);
+            }
+        }
+    }
 }
 
 /// The same of lanes that are several registers: arrays of them are passed by reference and walked
@@ -241,7 +330,7 @@ pub(crate) unsafe fn quantize<S: Simd16>(
     (group, zero): (usize, i32),
     some: Range<usize>,
 ) {
-    let padded = width.next_multiple_of(group.max(64));
+    let padded = width.next_multiple_of(WHOLE);
     let groups = padded / group;
     for g in some {
         let read = |i: usize| {

@@ -108,6 +108,14 @@ impl Simd16 for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        unsafe {
+            let eight = |p: *const i8| _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
+            Self(_mm256_cvtepi32_ps(eight(p)), _mm256_cvtepi32_ps(eight(p.add(8))))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16) {
         unsafe {
             let low = _mm256_srli_epi32::<16>(rounded_bits(self.0));

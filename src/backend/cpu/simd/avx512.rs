@@ -86,6 +86,11 @@ impl Simd16 for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))) }
+    }
+
+    #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16) {
         unsafe {
             let upper = _mm512_srli_epi32::<16>(self.rounded_bits());

@@ -26,6 +26,8 @@ pub(crate) trait Integer: Copy {
     fn low(bytes: Self::Bytes) -> Self::Bytes;
     /// The upper four bits of each byte.
     fn high(bytes: Self::Bytes) -> Self::Bytes;
+    /// Nibbles, each with the two bits of number `STEP` of a byte of `upper` above it.
+    fn with_upper<const STEP: usize>(nibbles: Self::Bytes, upper: Self::Bytes) -> Self::Bytes;
     /// Each byte less 128, as a signed one; for `SIGNED` lanes alone.
     #[inline(always)]
     fn less(bytes: Self::Bytes) -> Self::Bytes {
@@ -34,6 +36,11 @@ pub(crate) trait Integer: Copy {
     /// Adds to each lane the products of its four bytes and the four signed bytes of `x`, none of
     /// which is -128.
     fn dot(self, bytes: Self::Bytes, x: i32) -> Self;
+    /// `dot` of both; no byte is beyond 63.
+    #[inline(always)]
+    fn dot_two(self, bytes: (Self::Bytes, Self::Bytes), x: (i32, i32)) -> Self {
+        self.dot(bytes.0, x.0).dot(bytes.1, x.1)
+    }
     /// The lanes, rounded to nearest even beyond 2^24.
     fn floats(self) -> Self::Floats;
 }
@@ -63,6 +70,12 @@ impl Integer for [i32; 16] {
     }
 
     #[inline(always)]
+    fn with_upper<const STEP: usize>(nibbles: Self::Bytes, upper: Self::Bytes) -> Self::Bytes {
+        let both = |n: u8, u: u8| n | (u >> (2 * STEP) & 3) << 4;
+        std::array::from_fn(|i| std::array::from_fn(|j| both(nibbles[i][j], upper[i][j])))
+    }
+
+    #[inline(always)]
     fn dot(self, bytes: Self::Bytes, x: i32) -> Self {
         let x = x.to_le_bytes().map(|b| i32::from(b as i8));
         std::array::from_fn(|i| {
@@ -84,7 +97,7 @@ pub(crate) use arm::{NeonDot, NeonInteger};
 mod arm;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2Integer, Avx2Nibbles, Avx512Integer, Vnni};
+pub(crate) use x86::{Avx2Integer, Avx2Nibbles, Avx512Integer, Vnni, with_upper512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -121,10 +134,34 @@ mod x86 {
         }
     }
 
+    /// Products of bytes up to 63: four of them are at most 4 * 63 * 127, within 16 bits.
+    #[inline(always)]
+    unsafe fn two256(acc: __m256i, w: (__m256i, __m256i), x: (__m256i, __m256i)) -> __m256i {
+        unsafe {
+            let low = _mm256_maddubs_epi16(w.0, x.0);
+            let twos = _mm256_add_epi16(low, _mm256_maddubs_epi16(w.1, x.1));
+            _mm256_add_epi32(acc, _mm256_madd_epi16(twos, _mm256_set1_epi16(1)))
+        }
+    }
+
+    /// The two bits of number `STEP` of each byte as bits 4 and 5, above a nibble.
+    #[inline(always)]
+    unsafe fn with_upper256<const STEP: usize>(nibbles: __m256i, upper: __m256i) -> __m256i {
+        unsafe {
+            let moved = match const { STEP } {
+                0 => _mm256_slli_epi16::<4>(upper),
+                1 => _mm256_slli_epi16::<2>(upper),
+                2 => upper,
+                _ => _mm256_srli_epi16::<2>(upper),
+            };
+            _mm256_or_si256(nibbles, _mm256_and_si256(moved, _mm256_set1_epi8(0x30)))
+        }
+    }
+
     /// What both kinds of ymm lanes share.
     macro_rules! ymm {
         ($name:ident, |$x:ident| $first:expr, |$acc:ident, $w:ident, $in:ident| $dot:expr,
-         |$sum:ident| $sums:expr) => {
+         |$sum:ident| $sums:expr, { $($two:item)* }) => {
             impl Integer for $name {
                 type Floats = Avx2;
                 type Bytes = (__m256i, __m256i);
@@ -162,6 +199,19 @@ mod x86 {
                 }
 
                 #[inline(always)]
+                fn with_upper<const STEP: usize>(
+                    nibbles: Self::Bytes,
+                    upper: Self::Bytes,
+                ) -> Self::Bytes {
+                    unsafe {
+                        (
+                            with_upper256::<STEP>(nibbles.0, upper.0),
+                            with_upper256::<STEP>(nibbles.1, upper.1),
+                        )
+                    }
+                }
+
+                #[inline(always)]
                 fn less(bytes: Self::Bytes) -> Self::Bytes {
                     unsafe {
                         let half = _mm256_set1_epi8(-128);
@@ -180,6 +230,8 @@ mod x86 {
                     }
                 }
 
+                $($two)*
+
                 #[inline(always)]
                 fn floats(self) -> Avx2 {
                     unsafe {
@@ -193,15 +245,42 @@ mod x86 {
         };
     }
 
-    ymm!(Avx2Integer, |x| x, |acc, w, x| dot256(acc, w, x), |sum| sum);
+    ymm!(Avx2Integer, |x| x, |acc, w, x| dot256(acc, w, x), |sum| sum, {
+        #[inline(always)]
+        fn dot_two(self, bytes: (Self::Bytes, Self::Bytes), x: (i32, i32)) -> Self {
+            unsafe {
+                let x = (_mm256_set1_epi32(x.0), _mm256_set1_epi32(x.1));
+                let low = two256(self.0, (bytes.0.0, bytes.1.0), x);
+                Self(low, two256(self.1, (bytes.0.1, bytes.1.1), x))
+            }
+        }
+    });
     // None of these sums saturates. Additions that could keep the compiler from changing their
     // order, for which it has no registers.
     ymm!(
         Avx2Nibbles,
         |x| x & 0xffff,
         |acc, w, x| _mm256_adds_epi16(acc, _mm256_maddubs_epi16(w, x)),
-        |sum| _mm256_madd_epi16(sum, _mm256_set1_epi16(1))
+        |sum| _mm256_madd_epi16(sum, _mm256_set1_epi16(1)),
+        {}
     );
+
+    /// As `with_upper256`.
+    #[inline(always)]
+    pub(crate) unsafe fn with_upper512<const STEP: usize>(
+        nibbles: __m512i,
+        upper: __m512i,
+    ) -> __m512i {
+        unsafe {
+            let moved = match const { STEP } {
+                0 => _mm512_slli_epi16::<4>(upper),
+                1 => _mm512_slli_epi16::<2>(upper),
+                2 => upper,
+                _ => _mm512_srli_epi16::<2>(upper),
+            };
+            _mm512_or_si512(nibbles, _mm512_and_si512(moved, _mm512_set1_epi8(0x30)))
+        }
+    }
 
     /// What both kinds of zmm lanes share.
     macro_rules! zmm {
@@ -228,6 +307,11 @@ mod x86 {
                 #[inline(always)]
                 fn high(bytes: __m512i) -> __m512i {
                     unsafe { Self::low(_mm512_srli_epi16::<4>(bytes)) }
+                }
+
+                #[inline(always)]
+                fn with_upper<const STEP: usize>(nibbles: __m512i, upper: __m512i) -> __m512i {
+                    unsafe { with_upper512::<STEP>(nibbles, upper) }
                 }
 
                 #[inline(always)]

@@ -43,6 +43,12 @@ pub(crate) trait Simd16: Copy {
             (Self::load(even.as_ptr()), Self::load(odd.as_ptr()))
         }
     }
+    /// Reads 16 signed bytes.
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: the caller vouches for 16 elements.
+        unsafe { Self::load(p.cast::<[i8; 16]>().read_unaligned().map(f32::from).as_ptr()) }
+    }
     /// Rounds to bf16, nearest even, and writes 16 elements.
     unsafe fn store_bf16(self, p: *mut u16);
     /// Rounds both to bf16, nearest even, and writes elements of the one and the other in turn.

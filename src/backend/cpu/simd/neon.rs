@@ -117,6 +117,20 @@ impl Simd16 for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        unsafe {
+            let (low, high) = (vmovl_s8(vld1_s8(p)), vmovl_s8(vld1_s8(p.add(8))));
+            let four = |words| vcvtq_f32_s32(vmovl_s16(words));
+            Self(
+                four(vget_low_s16(low)),
+                four(vget_high_s16(low)),
+                four(vget_low_s16(high)),
+                four(vget_high_s16(high)),
+            )
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self, Self) {
         unsafe {
             let p = p.cast::<u32>();
@@ -311,6 +325,7 @@ mod tests {
             out.extend([bits(even), bits(odd)]);
             whole.store_i8(bytes.as_mut_ptr());
             out.push(bytes.map(|b| b as u32));
+            out.push(bits(S::load_i8(bytes.as_ptr())));
             out.push(bits(S::load_first(x.as_ptr(), 5)));
         }
         out

@@ -183,7 +183,7 @@ mod x86 {
 
     /// The path's kernels, or those that go through tiles whatever the number of rows.
     fn layer(
-        quantization: Option<Quantization>,
+        (quantization, role): (Option<Quantization>, LinearRole),
         isa: CpuIsa,
         tiles: bool,
         (n, k): (usize, usize),
@@ -193,7 +193,7 @@ mod x86 {
             b.kernels = kernels::plain(isa);
         }
         let part = Matrix::random(DType::F32, n, k, 1).part(Some(Numbers::new(3).take(n)));
-        let spec = LinearSpec { parts: vec![part], role: LinearRole::Hidden };
+        let spec = LinearSpec { parts: vec![part], role };
         let weight = b.pack_linear(spec).unwrap();
         (b, weight)
     }
@@ -212,8 +212,13 @@ mod x86 {
         bits(&read(&b, out, rows))
     }
 
-    const KINDS: [Option<Quantization>; 3] =
-        [None, Some(Quantization::Int8), Some(Quantization::Int4)];
+    /// bf16, 8 bits, 4 bits and 6 bits.
+    const KINDS: [(Option<Quantization>, LinearRole); 4] = [
+        (None, LinearRole::Hidden),
+        (Some(Quantization::Int8), LinearRole::Hidden),
+        (Some(Quantization::Int4), LinearRole::Hidden),
+        (Some(Quantization::Int4), LinearRole::Vocabulary),
+    ];
 
     #[test]
     fn strips_groups_and_blocks_change_nothing() {
@@ -239,7 +244,7 @@ mod x86 {
                     assert!(some == whole[rows.start * n..rows.end * n], "{what}");
                 }
             }
-            if kind.is_some() && isa::is_available(CpuIsa::Avx512) {
+            if kind.0.is_some() && isa::is_available(CpuIsa::Avx512) {
                 let vectors = run(CpuIsa::Avx512, false, 0..most);
                 assert!(whole == vectors, "{kind:?}: tiles and vectors differ");
             }
@@ -300,7 +305,7 @@ mod x86 {
             return;
         }
         let (n, k) = (37, 96);
-        for (kind, storage) in KINDS.into_iter().zip([0, 4, 5]) {
+        for (kind, storage) in KINDS.into_iter().zip([0, 4, 5, 6]) {
             let (b, weight) = layer(kind, CpuIsa::Amx, true, (n, k));
             let packed = &b.linears[weight.0 as usize];
             for rows in [1, 15, 16, 17, 31, 33] {
@@ -311,7 +316,7 @@ mod x86 {
                 let (inputs, outputs) = (Guarded::new(), Guarded::new());
                 let mut args = packed.args();
                 args.x = inputs.last(rows * row_bytes);
-                args.ldx = if kind.is_none() { k } else { row_bytes };
+                args.ldx = if kind.0.is_none() { k } else { row_bytes };
                 (args.out, args.ldo) = (outputs.last(rows * n * 4).cast(), n);
                 args.rows = rows;
                 // SAFETY: all of it was just laid out; zeros are inputs of any kind.

@@ -62,7 +62,7 @@ fn attention_in_the_next_layers_form_gives_the_same_bits() {
                         (ComputeType::F32, _) => false,
                         (_, Some(Quantization::Int8)) => head_dim % 128 == 0,
                         (_, Some(Quantization::Int4)) => {
-                            head_dim.is_multiple_of(32) && heads.q_width().is_multiple_of(64)
+                            head_dim.is_multiple_of(32) && heads.q_width().is_multiple_of(128)
                         }
                         _ => head_dim.is_multiple_of(16) && heads.q_width().is_multiple_of(32),
                     };

@@ -14,25 +14,27 @@ fn rounded_inputs(x: &[f32]) -> (Vec<i64>, f32) {
     (x.iter().map(|v| (v * inverse).round_ties_even() as i64).collect(), greatest / 127.0)
 }
 
-/// Weights of one group: integers and their scale.
-fn rounded_weights(w: &[f32], whole: &[f32], int4: bool) -> (Vec<i64>, f32) {
-    if int4 {
+/// Weights of one group of `whole`: integers and their scale.
+fn rounded_weights(w: &[f32], whole: &[f32], bits: u32) -> (Vec<i64>, f32) {
+    let greatest = whole.iter().fold(0f32, |m, v| m.max(v.abs()));
+    if bits < 8 {
+        let most = 2f32.powi(bits as i32 - 1);
         let extreme = w.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
-        let scale = half::f16::from_f32(extreme / -8.0).to_f32();
-        let q = |v: &f32| (v / scale).round_ties_even().clamp(-8.0, 7.0) as i64;
+        let steps = (extreme.abs() * (127.0 / greatest)).ceil().min(127.0);
+        let scale = greatest / (127.0 * most) * steps * -extreme.signum();
+        let q = |v: &f32| (v / scale).round_ties_even().clamp(-most, most - 1.0) as i64;
         return (w.iter().map(q).collect(), scale);
     }
-    let (_, scale) = rounded_inputs(whole);
-    let inverse = 127.0 / (scale * 127.0);
-    (w.iter().map(|v| (v * inverse).round_ties_even() as i64).collect(), scale)
+    let q = |v: &f32| (v * (127.0 / greatest)).round_ties_even() as i64;
+    (w.iter().map(q).collect(), greatest / 127.0)
 }
 
 /// One output, and the size of what was summed.
-fn output(x: &[f32], w: &[f32], int4: bool) -> (f64, f64) {
-    let group = if int4 { 32 } else { 128 };
+fn output(x: &[f32], w: &[f32], bits: u32) -> (f64, f64) {
+    let group = if bits < 8 { 32 } else { 128 };
     let (mut sum, mut size) = (0.0, 0.0);
     for (xs, ws) in x.chunks(group).zip(w.chunks(group)) {
-        let ((xq, x_scale), (wq, w_scale)) = (rounded_inputs(xs), rounded_weights(ws, w, int4));
+        let ((xq, x_scale), (wq, w_scale)) = (rounded_inputs(xs), rounded_weights(ws, w, bits));
         let exact: i64 = xq.iter().zip(&wq).map(|(x, w)| x * w).sum();
         let term = exact as f64 * f64::from(x_scale) * f64::from(w_scale);
         sum += term;
@@ -42,7 +44,8 @@ fn output(x: &[f32], w: &[f32], int4: bool) -> (f64, f64) {
 }
 
 struct Case {
-    int4: bool,
+    /// Of a weight: 8, 6 or 4.
+    bits: u32,
     isa: CpuIsa,
     threads: usize,
     /// Without what the machine has beside the path.
@@ -62,12 +65,16 @@ impl Case {
         x: &[f32],
         part: LinearPart,
     ) -> Vec<f32> {
-        let quantization = if self.int4 { Quantization::Int4 } else { Quantization::Int8 };
+        let (quantization, role) = match self.bits {
+            8 => (Quantization::Int8, LinearRole::Hidden),
+            6 => (Quantization::Int4, LinearRole::Vocabulary),
+            _ => (Quantization::Int4, LinearRole::Hidden),
+        };
         let mut b = super::quantized(ComputeType::Bf16, Some(quantization), self.isa, self.threads);
         if self.plain {
             b.kernels = kernels::plain(self.isa);
         }
-        let spec = LinearSpec { parts: vec![part], role: LinearRole::Hidden };
+        let spec = LinearSpec { parts: vec![part], role };
         let weight = b.pack_linear(spec).unwrap();
         let (input, out) = (b.activation(k), b.activation(n));
         allocate(&mut b, rows, TINY, (16, 2));
@@ -82,8 +89,8 @@ impl Case {
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for isa in paths() {
-        for (int4, plain) in [(false, false), (false, true), (true, false), (true, true)] {
-            all.push(Case { int4, isa, threads: 2, plain });
+        for bits in [8, 6, 4] {
+            all.extend([false, true].map(|plain| Case { bits, isa, threads: 2, plain }));
         }
     }
     all
@@ -109,10 +116,10 @@ fn check_outputs(case: &Case, k: usize, out: &[f32], x: &[f32], weights: &[f32],
     assert_eq!(out.len(), x.len() / k * n);
     for (i, y) in out.iter().enumerate() {
         let (row, column) = (i / n, i % n);
-        let (want, size) = output(&x[row * k..][..k], &weights[column * k..][..k], case.int4);
+        let (want, size) = output(&x[row * k..][..k], &weights[column * k..][..k], case.bits);
         let want = want + f64::from(bias[column]);
         let error = (f64::from(*y) - want).abs();
-        let at = (case.int4, case.isa, row, column, n, k);
+        let at = (case.bits, case.isa, row, column, n, k);
         assert!(error <= 1e-5 * (1.0 + size), "{at:?}: {y}, not {want}");
     }
 }
@@ -128,9 +135,9 @@ fn the_greatest_sums_neither_saturate_nor_wrap() {
     const PATTERNS: usize = 32;
     let k = 256;
     let x: Vec<f32> = (0..PATTERNS).flat_map(|p| signs(p, k)).collect();
-    // Of both signs the greatest that 4 bits have, 7 and -8, and all but zeros beside them.
+    // Of both signs the greatest that few bits have, and all but zeros beside them.
     let values: Vec<f32> = (0..PATTERNS)
-        .flat_map(|p| signs(p, k).map(|s| if s > 0.0 { 0.875 } else { -1.0 }))
+        .flat_map(|p| signs(p, k).map(|s| if s > 0.0 { 1.0 } else { -1.0 }))
         .chain((0..PATTERNS).flat_map(|p| signs(p, k).map(|s| if s > 0.0 { 1e-3 } else { -1.0 })))
         .collect();
     let n = 2 * PATTERNS;
@@ -158,10 +165,10 @@ fn a_row_alone_is_the_row_in_a_batch_on_any_threads() {
 #[test]
 fn instructions_of_one_width_give_the_same_bits() {
     for isa in paths() {
-        for int4 in [false, true] {
+        for bits in [8, 6, 4] {
             let x = Numbers::new(5).take(7 * 300);
-            let run = |plain| Case { int4, isa, threads: 2, plain }.run((7, 70, 300), &x);
-            assert_eq!(bits(&run(true)), bits(&run(false)), "{isa:?}");
+            let run = |plain| Case { bits, isa, threads: 2, plain }.run((7, 70, 300), &x);
+            assert_eq!(super::bits(&run(true)), super::bits(&run(false)), "{isa:?} {bits}");
         }
     }
 }
@@ -180,8 +187,8 @@ fn an_input_that_is_not_a_number_is_not_hidden() {
 }
 
 #[test]
-fn tables_keep_eight_bits_and_positions_stay_whole() {
-    for quantization in [Quantization::Int8, Quantization::Int4] {
+fn tables_keep_six_bits_at_least_and_positions_stay_whole() {
+    for (quantization, steps) in [(Quantization::Int8, 127.0), (Quantization::Int4, 31.0)] {
         let mut b = super::quantized(ComputeType::F32, Some(quantization), CpuIsa::Portable, 2);
         let table = |role| {
             let parts = vec![Matrix::random(DType::F32, 37, 20, 1).part(None)];
@@ -197,7 +204,7 @@ fn tables_keep_eight_bits_and_positions_stay_whole() {
         b.finish_step().unwrap();
         let values = Matrix::random(DType::F32, 37, 20, 1).values;
         assert_eq!(read(&b, y, 1), values[..20]);
-        let (_, scale) = rounded_inputs(&values[..20]);
+        let scale = values[..20].iter().fold(0f32, |m, v| m.max(v.abs())) / steps;
         for (got, want) in read(&b, x, 1).iter().zip(&values) {
             assert!((got - want).abs() <= 0.5001 * scale, "{got}, not {want}");
         }

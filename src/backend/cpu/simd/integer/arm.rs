@@ -51,6 +51,22 @@ fn sdot(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
     acc
 }
 
+/// The two bits of number `STEP` of each byte as bits 4 and 5, above a nibble.
+#[inline(always)]
+fn with_upper<const STEP: usize>(nibbles: int8x16_t, upper: int8x16_t) -> int8x16_t {
+    unsafe {
+        let upper = vreinterpretq_u8_s8(upper);
+        let moved = match const { STEP } {
+            0 => vshlq_n_u8::<4>(upper),
+            1 => vshlq_n_u8::<2>(upper),
+            2 => upper,
+            _ => vshrq_n_u8::<2>(upper),
+        };
+        let two = vandq_u8(moved, vdupq_n_u8(0x30));
+        vorrq_s8(nibbles, vreinterpretq_s8_u8(two))
+    }
+}
+
 macro_rules! lanes {
     ($name:ident, $dot:ident) => {
         impl Integer for $name {
@@ -82,6 +98,16 @@ macro_rules! lanes {
                 unsafe {
                     each(bytes, |b| vreinterpretq_s8_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s8(b))))
                 }
+            }
+
+            #[inline(always)]
+            fn with_upper<const STEP: usize>(nibbles: Bytes, upper: Bytes) -> Bytes {
+                (
+                    with_upper::<STEP>(nibbles.0, upper.0),
+                    with_upper::<STEP>(nibbles.1, upper.1),
+                    with_upper::<STEP>(nibbles.2, upper.2),
+                    with_upper::<STEP>(nibbles.3, upper.3),
+                )
             }
 
             #[inline(always)]
