@@ -92,7 +92,7 @@ fn fill_rows(panels: &Panels, parts: &[LinearPart], rows: Range<usize>) -> Resul
 
 /// Rows on their way into a panel; what lies beyond K stays 0.
 struct Staging {
-    /// One row, widened, `[k]`, or padded where groups have scales; where a panel holds f32, sixteen.
+    /// One row, widened, `[k]`, padded where groups have scales; where a panel holds f32, sixteen.
     values: Buffer<f32>,
     /// Sixteen rows as a panel holds them, `[16][row_words]`.
     words: Buffer<u32>,

@@ -1,11 +1,11 @@
 //! Rounding of weights when they are loaded: a row of f32 to the numbers that `fill` lays out as
 //! `linear::quantized` wants them.
 //!
-//! Int8: `scale = max|w| / 127`, so that both signs have as much room. Int4: a group's weight of the
-//! greatest magnitude becomes about -8, which a two's-complement nibble has and +8 is not, as in
-//! llama.cpp's Q4_0; Int6: the same, of -32. The scale that makes it so is rounded up to one of 127
-//! steps up to the greatest of its row: a byte is enough, as a step is then never coarser than it
-//! had to be by more than a sixteenth (a quarter with 6 bits) of a step of Int8.
+//! Int8: `scale = max|w| / 127`, so that both signs have as much room. Int4: a group's weight of
+//! the greatest magnitude becomes about -8, which a two's-complement nibble has and +8 is not, as
+//! in llama.cpp's Q4_0; Int6: the same, of -32. The scale that makes it so is rounded up to one of
+//! 127 steps up to the greatest of its row. A byte is enough: a step of weights is then coarser by
+//! less than an eighth (with 6 bits a 32nd) of a step of Int8.
 //!
 //! The functions work on integers where floats have rules that keep a loop from being vectorised,
 //! and are inlined into functions that have the machine's features.

@@ -2,7 +2,8 @@
 //!
 //! A group's products are summed by `tdpbsud`, exactly, in i32; scales and corrections follow on
 //! vectors in the order of `quantized`. While vectors work on one group, the tiles of the next are
-//! under way: the processor looks that far ahead. Four or six bits become bytes just before a group.
+//! under way: the processor looks that far ahead. Four or six bits become bytes just before a
+//! group.
 #![allow(unsafe_code, reason = "kernels work through pointers")]
 // The path's features (AVX-512 F and BW among them) stand behind every intrinsic here, as in
 // `simd::avx512`.
