@@ -11,7 +11,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::tiles::{Ahead, PREFETCH_BYTES, STREAM_AHEAD, Tiles};
+use super::tiles::{Ahead, PREFETCH_BYTES, Tiles, ahead_of};
 use super::{LinearArgs, Wide};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::integer::Integer;
@@ -125,6 +125,8 @@ pub(crate) struct Quantized<I, F>(PhantomData<(I, F)>);
 impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
     type Out = Wide<I::Floats, f32>;
     const BLOCK: usize = 1;
+    // Nibbles keep the arithmetic too busy to gain by it.
+    const PAIRED_ROWS: usize = if F::NIBBLES { 0 } else { I::Floats::PAIRED_ROWS };
 
     #[allow(clippy::needless_range_loop, reason = "walked by index, as below")]
     #[inline(always)]
@@ -188,8 +190,12 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize, const 
             *acc = [I::splat(first); N];
         }
         let x = x.add(group * F::GROUP).cast::<i32>();
-        let w = w.add(F::weights_at(group));
-        let far = const { if STREAM { STREAM_AHEAD } else { PREFETCH_BYTES } };
+        let at = F::weights_at(group);
+        let far = match STREAM {
+            true => ahead_of::<N>(a, at, I::Floats::STREAM_AHEAD / N),
+            false => PREFETCH_BYTES,
+        };
+        let w = w.add(at);
         // The scales of four groups lie behind them.
         if STREAM && F::NIBBLES && group % 4 == 3 {
             I::Floats::prefetch(w.wrapping_add(F::LOADS * const { load_bytes::<F>() } + far));

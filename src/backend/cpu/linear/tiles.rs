@@ -21,8 +21,10 @@ pub(crate) trait Tiles {
     type Out: Panel;
     /// Steps along K between two calls of `Ahead::ask`.
     const BLOCK: usize;
+    /// Rows up to which panels are streamed in pairs.
+    const PAIRED_ROWS: usize;
     /// Sums of rows from `row` on and of the outputs from `panel` on. With `STREAM` these are all
-    /// rows, and memory has to bring one panel after the other: nothing else is asked for.
+    /// rows, and memory has to bring the panels in their order: nothing else is asked for.
     unsafe fn sums<const R: usize, const N: usize, const STREAM: bool>(
         a: &LinearArgs,
         row: usize,
@@ -101,8 +103,18 @@ pub(crate) unsafe fn run<
 /// which brings no other as fast.
 #[inline(always)]
 unsafe fn stream<T: Tiles, const R: usize>(a: &LinearArgs, panels: Range<usize>) {
-    let (mut ahead, count) = (Ahead::nothing(), side_by_side(a));
-    for panel in panels.step_by(count) {
+    let (mut ahead, mut first, count) = (Ahead::nothing(), panels.start, side_by_side(a));
+    if const { R <= T::PAIRED_ROWS } {
+        while first + 2 <= panels.end {
+            // SAFETY: the caller's contract.
+            unsafe {
+                let sums = T::sums::<R, 2, true>(a, 0, first, &mut ahead);
+                finish::<T::Out, R, 2>(a, 0, first, sums);
+            }
+            first += 2;
+        }
+    }
+    for panel in (first..panels.end).step_by(count) {
         // SAFETY: the caller's contract; gated panels are whole pairs.
         unsafe { one_by_one::<T, R, true>(a, 0, panel, count, &mut ahead) };
     }
@@ -274,6 +286,7 @@ unsafe fn strip<T: Tiles, const R: usize, const PANELS: usize>(
 impl<P: Panel> Tiles for Chain<P> {
     type Out = P;
     const BLOCK: usize = 16;
+    const PAIRED_ROWS: usize = P::Acc::PAIRED_ROWS;
 
     #[inline(always)]
     unsafe fn sums<const R: usize, const N: usize, const STREAM: bool>(
@@ -298,8 +311,8 @@ impl<P: Panel> Tiles for Chain<P> {
                 }
                 let at = step * P::STEP_BYTES;
                 let far = match (STREAM, R <= 4) {
-                    (true, _) => at + STREAM_AHEAD,
-                    (false, true) => at + ahead_of::<N>(a, at),
+                    (true, _) => at + ahead_of::<N>(a, at, P::Acc::STREAM_AHEAD / N),
+                    (false, true) => at + ahead_of::<N>(a, at, PREFETCH_BYTES),
                     (false, false) => at + PREFETCH_BYTES,
                 };
                 let mut weights = [P::weights(w.add(at)); N];
@@ -352,12 +365,12 @@ fn ask_for_outputs<S: Simd16, const R: usize>(
     }
 }
 
-/// How far behind byte `at` of a panel lies what is asked for there: near a panel's end it is the
-/// beginning of a panel of the next tile, as the panel behind it belongs to this tile.
+/// How far behind byte `at` of a panel lies what is asked for `bytes` ahead of it: near a panel's
+/// end it is the beginning of a panel of the next tile, as the one behind it belongs to this tile.
 #[inline(always)]
-fn ahead_of<const N: usize>(a: &LinearArgs, at: usize) -> usize {
-    let jump = if at + PREFETCH_BYTES >= a.panel_bytes { (N - 1) * a.panel_bytes } else { 0 };
-    PREFETCH_BYTES + jump
+pub(super) fn ahead_of<const N: usize>(a: &LinearArgs, at: usize, bytes: usize) -> usize {
+    let jump = if at + bytes >= a.panel_bytes { (N - 1) * a.panel_bytes } else { 0 };
+    bytes + jump
 }
 
 /// Bias, then gate or residual, and store of a tile. `P` rounds what is wanted as it reads it.
@@ -472,7 +485,5 @@ const ASKING_STRIPS: usize = 4;
 const INPUTS_AHEAD: usize = 64;
 /// Rows up to which memory takes longer to bring the weights than they to multiply.
 pub(super) const STREAMED: usize = 4;
-/// How far ahead weights are asked for that are read as they lie.
-pub(super) const STREAM_AHEAD: usize = 4096;
 /// How far ahead weights are asked for. The hardware stops at page ends; this does not.
 pub(super) const PREFETCH_BYTES: usize = 3072;
