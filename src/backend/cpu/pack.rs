@@ -78,8 +78,8 @@ impl Storage {
             Self::F32 => bytes(4),
             Self::Bf16Pairs | Self::F16 | Self::Bf16 => bytes(2),
             Self::Int8 => bytes(1),
-            Self::Int4 => k / WHOLE * Int4::FOUR_BYTES,
-            Self::Int6 => k / WHOLE * Int6::FOUR_BYTES,
+            Self::Int4 => k / WHOLE * Int4::TOGETHER_BYTES,
+            Self::Int6 => k / WHOLE * Int6::TOGETHER_BYTES,
         }
     }
 

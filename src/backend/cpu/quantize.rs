@@ -200,7 +200,7 @@ mod tests {
         let scale = grouped_row::<Int6>(&values, &mut words, &mut scales);
         // As `fill` lays them out, for one lane of sixteen.
         let lane = 5;
-        let mut panel = [0u8; Int6::FOUR_BYTES];
+        let mut panel = [0u8; Int6::TOGETHER_BYTES];
         for (i, word) in words.iter().enumerate() {
             let at = Int6::weights_at(i / Int6::WORDS) + i % Int6::WORDS * 64 + lane * 4;
             panel[at..at + 4].copy_from_slice(&word.to_le_bytes());

@@ -133,15 +133,15 @@ unsafe fn scale_group<F: Format>(p: &Part<'_>, group: usize, integers: *const i3
             for row in 0..p.rows {
                 let at = (panel * STRIP + row) * 16;
                 let x_scale = Avx512::splat(*scales.byte_add(row * p.a.ldx));
-                let scale = own.map_or(x_scale, |own| own.mul(x_scale));
                 let correction = _mm512_set1_epi32(*corrections.byte_add(row * p.a.ldx));
                 let exact = _mm512_loadu_si512(integers.add(at).cast());
-                let exact = _mm512_cvtepi32_ps(_mm512_add_epi32(exact, correction));
+                let exact = Avx512(_mm512_cvtepi32_ps(_mm512_add_epi32(exact, correction)));
+                let products = own.map_or(exact, |own| exact.mul(own));
                 let sum = match group {
                     0 => Avx512::splat(0.0),
                     _ => Avx512::load(sums.add(at)),
                 };
-                Avx512(exact).mul_add(scale, sum).store(sums.add(at));
+                products.mul_add(x_scale, sum).store(sums.add(at));
             }
         }
     }

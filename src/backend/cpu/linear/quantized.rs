@@ -16,7 +16,8 @@ use super::{LinearArgs, Wide};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::integer::Integer;
 
-/// How weights of sixteen outputs (a panel) lie in memory.
+/// How weights of sixteen outputs (a panel) lie in memory: some groups, then their scales, if these
+/// have any, and so on.
 pub(crate) trait Format {
     /// Inputs that share a scale.
     const GROUP: usize;
@@ -25,15 +26,34 @@ pub(crate) trait Format {
     /// Loads that make up a group: of 64 bytes, or of 192 with `UPPER`.
     const LOADS: usize;
     /// Whether a byte holds four bits of two weights (the lower half is of the earlier step of four
-    /// inputs) and each group has scales beside those of the outputs.
-    const NIBBLES: bool;
+    /// inputs) and each group has scales beside those of the outputs, sixteen i8.
+    const NIBBLES: bool = true;
     /// Whether 64 bytes follow two times 64 of nibbles that hold two more bits of their weights,
     /// those of the earliest step lowest.
     const UPPER: bool = false;
+
+    /// Bytes of a load.
+    const LOAD_BYTES: usize = if Self::UPPER { 192 } else { 64 };
+    /// Bytes of a group's weights.
+    const GROUP_BYTES: usize = Self::LOADS * Self::LOAD_BYTES;
+    /// Groups whose scales lie together, a cache line.
+    const TOGETHER: usize = if Self::NIBBLES { 4 } else { 1 };
+    /// Bytes of them with their scales: whole cache lines, so that no load crosses one.
+    const TOGETHER_BYTES: usize =
+        Self::TOGETHER * Self::GROUP_BYTES + if Self::NIBBLES { 64 } else { 0 };
+
     /// Where a group's weights begin in its panel.
-    fn weights_at(group: usize) -> usize;
-    /// Where a group's sixteen i8 scales begin, if it has them.
-    fn scales_at(group: usize) -> usize;
+    #[inline(always)]
+    fn weights_at(group: usize) -> usize {
+        group / Self::TOGETHER * Self::TOGETHER_BYTES + group % Self::TOGETHER * Self::GROUP_BYTES
+    }
+
+    /// Where a group's scales begin, if it has them.
+    #[inline(always)]
+    fn scales_at(group: usize) -> usize {
+        let within = Self::TOGETHER * Self::GROUP_BYTES + group % Self::TOGETHER * 16;
+        group / Self::TOGETHER * Self::TOGETHER_BYTES + within
+    }
 }
 
 /// `[N/16][K/4][16][4]` u8. The group is that of the inputs alone.
@@ -44,69 +64,27 @@ impl Format for Int8 {
     const ZERO: i32 = 128;
     const LOADS: usize = 32;
     const NIBBLES: bool = false;
-
-    #[inline(always)]
-    fn weights_at(group: usize) -> usize {
-        group * 2048
-    }
-
-    #[inline(always)]
-    fn scales_at(_group: usize) -> usize {
-        0
-    }
 }
 
 /// `[N/16][K/128]` of four groups: their weights, `[4][4][16][4]` u8, then their scales, `[4][16]`
-/// i8: seventeen cache lines, so that no load crosses one.
+/// i8.
 pub(crate) struct Int4;
-
-impl Int4 {
-    /// Bytes of four groups.
-    pub(crate) const FOUR_BYTES: usize = 4 * 256 + 64;
-}
 
 impl Format for Int4 {
     const GROUP: usize = 32;
     const ZERO: i32 = 8;
     const LOADS: usize = 4;
-    const NIBBLES: bool = true;
-
-    #[inline(always)]
-    fn weights_at(group: usize) -> usize {
-        group / 4 * Self::FOUR_BYTES + group % 4 * 256
-    }
-
-    #[inline(always)]
-    fn scales_at(group: usize) -> usize {
-        group / 4 * Self::FOUR_BYTES + 4 * 256 + group % 4 * 16
-    }
 }
 
 /// `[N/16][K/128]` of four groups: of each, twice, lower four bits, `[2][2][16][4]` u8, and upper
 /// two, `[16][4]` u8; then their scales, `[4][16]` i8.
 pub(crate) struct Int6;
 
-impl Int6 {
-    /// Bytes of four groups.
-    pub(crate) const FOUR_BYTES: usize = 4 * 384 + 64;
-}
-
 impl Format for Int6 {
     const GROUP: usize = 32;
     const ZERO: i32 = 32;
     const LOADS: usize = 2;
-    const NIBBLES: bool = true;
     const UPPER: bool = true;
-
-    #[inline(always)]
-    fn weights_at(group: usize) -> usize {
-        group / 4 * Self::FOUR_BYTES + group % 4 * 384
-    }
-
-    #[inline(always)]
-    fn scales_at(group: usize) -> usize {
-        group / 4 * Self::FOUR_BYTES + 4 * 384 + group % 4 * 16
-    }
 }
 
 /// Inputs are padded to a multiple of this, with zeros: whole groups of every format, and four of
@@ -149,17 +127,23 @@ impl<I: Integer, F: Format> Tiles for Quantized<I, F> {
                 let acc = integers::<I, F, R, N, STREAM>(a, x, w, group);
                 let scales = x.add(a.steps * F::GROUP + 4 * group).cast::<f32>();
                 for n in 0..N {
-                    let own = w.add(n * a.panel_bytes + F::scales_at(group)).cast::<i8>();
-                    let own = F::NIBBLES.then(|| I::Floats::load_i8(own));
+                    let own = w.add(n * a.panel_bytes + F::scales_at(group)).cast();
+                    let own = F::NIBBLES.then(|| I::scales(own));
                     for r in 0..R {
+                        let products = match own {
+                            Some(own) => acc[r][n].scaled(own),
+                            None => acc[r][n].floats(),
+                        };
                         let x_scale = I::Floats::splat(*scales.byte_add(r * a.ldx));
-                        let scale = own.map_or(x_scale, |own| own.mul(x_scale));
-                        sums[r][n] = acc[r][n].floats().mul_add(scale, sums[r][n]);
+                        sums[r][n] = products.mul_add(x_scale, sums[r][n]);
                     }
                 }
             }
             for n in 0..N {
-                let scale = I::Floats::load(a.scales.add((panel + n) * 16));
+                let mut scale = I::Floats::load(a.scales.add((panel + n) * 16));
+                if F::NIBBLES {
+                    scale = scale.mul(I::Floats::splat(1.0 / I::SCALES_UNIT));
+                }
                 for sums in &mut sums {
                     sums[n] = sums[n].mul(scale);
                 }
@@ -196,13 +180,13 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize, const 
             false => PREFETCH_BYTES,
         };
         let w = w.add(at);
-        // The scales of four groups lie behind them.
-        if STREAM && F::NIBBLES && group % 4 == 3 {
-            I::Floats::prefetch(w.wrapping_add(F::LOADS * const { load_bytes::<F>() } + far));
+        // Scales lie behind the last group of theirs.
+        if STREAM && F::NIBBLES && group % F::TOGETHER == F::TOGETHER - 1 {
+            I::Floats::prefetch(w.wrapping_add(F::GROUP_BYTES + far));
         }
         if F::UPPER {
             for load in 0..F::LOADS {
-                let (w, x) = (w.add(load * const { load_bytes::<F>() }), x.add(4 * load));
+                let (w, x) = (w.add(load * F::LOAD_BYTES), x.add(4 * load));
                 for n in 0..N {
                     let ahead = w.wrapping_add(n * a.panel_bytes + far);
                     I::Floats::prefetch(ahead);
@@ -238,11 +222,6 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize, const 
         }
     }
     acc
-}
-
-/// Bytes of a load.
-const fn load_bytes<F: Format>() -> usize {
-    if F::UPPER { 192 } else { 64 }
 }
 
 /// Steps `STEP` and `STEP + 1` of the four whose upper bits lie together.

@@ -43,6 +43,32 @@ pub(crate) trait Integer: Copy {
     }
     /// The lanes, rounded to nearest even beyond 2^24.
     fn floats(self) -> Self::Floats;
+    /// A group's scales, one for each lane.
+    type Scales: Copy;
+    /// By how much `scaled` is too large: a power of two.
+    const SCALES_UNIT: f32 = 1.0;
+    /// Reads sixteen scales.
+    unsafe fn scales(p: *const i8) -> Self::Scales;
+    /// The lanes times their scales and `SCALES_UNIT`, rounded as `floats` is.
+    fn scaled(self, scales: Self::Scales) -> Self::Floats;
+}
+
+/// Scales that are floats, as are the lanes then: their product is rounded alone, once.
+macro_rules! float_scales {
+    () => {
+        type Scales = Self::Floats;
+
+        #[inline(always)]
+        unsafe fn scales(p: *const i8) -> Self::Scales {
+            // SAFETY: the caller's contract.
+            unsafe { Self::Floats::load_i8(p) }
+        }
+
+        #[inline(always)]
+        fn scaled(self, scales: Self::Scales) -> Self::Floats {
+            self.floats().mul(scales)
+        }
+    };
 }
 
 impl Integer for [i32; 16] {
@@ -88,6 +114,8 @@ impl Integer for [i32; 16] {
     fn floats(self) -> Portable {
         Portable(self.map(|x| x as f32))
     }
+
+    float_scales!();
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -104,6 +132,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::Integer;
+    use crate::backend::cpu::simd::Simd16;
     use crate::backend::cpu::simd::avx2::Avx2;
     use crate::backend::cpu::simd::avx512::Avx512;
 
@@ -161,7 +190,7 @@ mod x86 {
     /// What both kinds of ymm lanes share.
     macro_rules! ymm {
         ($name:ident, |$x:ident| $first:expr, |$acc:ident, $w:ident, $in:ident| $dot:expr,
-         |$sum:ident| $sums:expr, { $($two:item)* }) => {
+         |$sum:ident| $sums:expr, { $($own:tt)* }) => {
             impl Integer for $name {
                 type Floats = Avx2;
                 type Bytes = (__m256i, __m256i);
@@ -230,7 +259,7 @@ mod x86 {
                     }
                 }
 
-                $($two)*
+                $($own)*
 
                 #[inline(always)]
                 fn floats(self) -> Avx2 {
@@ -254,6 +283,8 @@ mod x86 {
                 Self(low, two256(self.1, (bytes.0.1, bytes.1.1), x))
             }
         }
+
+        float_scales!();
     });
     // None of these sums saturates. Additions that could keep the compiler from changing their
     // order, for which it has no registers.
@@ -262,7 +293,39 @@ mod x86 {
         |x| x & 0xffff,
         |acc, w, x| _mm256_adds_epi16(acc, _mm256_maddubs_epi16(w, x)),
         |sum| _mm256_madd_epi16(sum, _mm256_set1_epi16(1)),
-        {}
+        {
+            // Both halves of a lane's sum times its scale, within 32 bits. A scale is the upper
+            // byte of its 16 bits, where one instruction puts it: 256 times too large, for powers
+            // of two cost nothing.
+            type Scales = (__m256i, __m256i);
+            const SCALES_UNIT: f32 = 256.0;
+
+            #[inline(always)]
+            unsafe fn scales(p: *const i8) -> Self::Scales {
+                unsafe {
+                    let all = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
+                    let first = _mm256_setr_epi8(
+                        -1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, //
+                        -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7,
+                    );
+                    let last = _mm256_setr_epi8(
+                        -1, 8, -1, 8, -1, 9, -1, 9, -1, 10, -1, 10, -1, 11, -1, 11, //
+                        -1, 12, -1, 12, -1, 13, -1, 13, -1, 14, -1, 14, -1, 15, -1, 15,
+                    );
+                    (_mm256_shuffle_epi8(all, first), _mm256_shuffle_epi8(all, last))
+                }
+            }
+
+            #[inline(always)]
+            fn scaled(self, scales: Self::Scales) -> Avx2 {
+                unsafe {
+                    Avx2(
+                        _mm256_cvtepi32_ps(_mm256_madd_epi16(self.0, scales.0)),
+                        _mm256_cvtepi32_ps(_mm256_madd_epi16(self.1, scales.1)),
+                    )
+                }
+            }
+        }
     );
 
     /// As `with_upper256`.
@@ -326,6 +389,8 @@ mod x86 {
                 fn floats(self) -> Avx512 {
                     unsafe { Avx512(_mm512_cvtepi32_ps(self.0)) }
                 }
+
+                float_scales!();
             }
         };
     }

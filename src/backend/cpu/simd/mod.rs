@@ -20,8 +20,8 @@ pub(crate) mod portable;
 pub(crate) trait Simd16: Copy {
     /// The L2 cache of a core, as small as machines with the path have it.
     const L2_BYTES: usize;
-    /// Rows up to which panels are streamed in pairs: memory brings two side by side faster than one
-    /// there, and registers hold their sums.
+    /// Rows up to which panels are streamed in pairs: memory brings two side by side faster than
+    /// one there, and registers hold their sums.
     const PAIRED_ROWS: usize = 0;
     /// Bytes of weights, of both panels of a pair together, that a stream is asked for ahead.
     const STREAM_AHEAD: usize = 4096;

@@ -8,6 +8,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::Integer;
+use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::neon::Neon;
 
 /// Four q registers, where DotProd is missing.
@@ -137,6 +138,8 @@ macro_rules! lanes {
                     )
                 }
             }
+
+            float_scales!();
         }
     };
 }
