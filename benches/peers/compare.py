@@ -277,7 +277,8 @@ def main():
                         help="who take turns; group by group by default")
     parser.add_argument("--tasks", type=names, default=TASKS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--warm-up", type=int, default=1, help="turns of a task that are not counted")
+    parser.add_argument("--warm-up", type=int, default=1,
+                        help="turns of a task that are not counted")
     parser.add_argument("--patience", type=float, default=40,
                         help="seconds; a longer turn counts, and is not repeated")
     parser.add_argument("--threads", type=int, default=2)

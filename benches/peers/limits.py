@@ -39,7 +39,8 @@ class Limits:
         per_hidden = 2 * heads * dim + 2 * kv_heads * dim + 3 * config["intermediate_size"]
         self.weights = layers * hidden * per_hidden
         self.head = config["vocab_size"] * hidden
-        self.bytes = (self.weights * LAYER_BYTES[quantization], self.head * HEAD_BYTES[quantization])
+        layer_bytes, head_bytes = LAYER_BYTES[quantization], HEAD_BYTES[quantization]
+        self.bytes = (self.weights * layer_bytes, self.head * head_bytes)
         # Of one query and one position; of one position.
         self.products = 4 * layers * heads * dim
         self.kv_bytes = 2 * layers * kv_heads * dim * 2
