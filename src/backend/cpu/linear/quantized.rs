@@ -11,7 +11,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::tiles::{Ahead, PREFETCH_BYTES, Tiles, ahead_of};
+use super::tiles::{Ahead, PREFETCH_BYTES, Tiles};
 use super::{LinearArgs, Wide};
 use crate::backend::cpu::simd::Simd16;
 use crate::backend::cpu::simd::integer::Integer;
@@ -174,12 +174,8 @@ unsafe fn integers<I: Integer, F: Format, const R: usize, const N: usize, const 
             *acc = [I::splat(first); N];
         }
         let x = x.add(group * F::GROUP).cast::<i32>();
-        let at = F::weights_at(group);
-        let far = match STREAM {
-            true => ahead_of::<N>(a, at, I::Floats::STREAM_AHEAD / N),
-            false => PREFETCH_BYTES,
-        };
-        let w = w.add(at);
+        let w = w.add(F::weights_at(group));
+        let far = const { if STREAM { I::Floats::STREAM_AHEAD / N } else { PREFETCH_BYTES } };
         // Scales lie behind the last group of theirs.
         if STREAM && F::NIBBLES && group % F::TOGETHER == F::TOGETHER - 1 {
             I::Floats::prefetch(w.wrapping_add(F::GROUP_BYTES + far));

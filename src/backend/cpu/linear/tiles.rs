@@ -106,23 +106,20 @@ unsafe fn stream<T: Tiles, const R: usize>(a: &LinearArgs, panels: Range<usize>)
     let (mut ahead, mut first, count) = (Ahead::nothing(), panels.start, side_by_side(a));
     if const { R <= T::PAIRED_ROWS } {
         while first + 2 <= panels.end {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let sums = T::sums::<R, 2, true>(a, 0, first, &mut ahead);
-                finish::<T::Out, R, 2>(a, 0, first, sums);
-            }
+            // SAFETY: the caller's contract; gated panels are whole pairs.
+            unsafe { tile::<T, R, 2, true>(a, 0, first, &mut ahead) };
             first += 2;
         }
     }
     for panel in (first..panels.end).step_by(count) {
-        // SAFETY: the caller's contract; gated panels are whole pairs.
+        // SAFETY: as above.
         unsafe { one_by_one::<T, R, true>(a, 0, panel, count, &mut ahead) };
     }
 }
 
 /// `R` rows by `N` panels, at once.
 #[inline(always)]
-unsafe fn tile<T: Tiles, const R: usize, const N: usize>(
+unsafe fn tile<T: Tiles, const R: usize, const N: usize, const STREAM: bool>(
     a: &LinearArgs,
     row: usize,
     panel: usize,
@@ -133,7 +130,7 @@ unsafe fn tile<T: Tiles, const R: usize, const N: usize>(
         if const { R > 4 } {
             ask_for_outputs::<Sum<T>, R>(a, row, panel, N);
         }
-        let sums = T::sums::<R, N, false>(a, row, panel, ahead);
+        let sums = T::sums::<R, N, STREAM>(a, row, panel, ahead);
         finish::<T::Out, R, N>(a, row, panel, sums);
     }
 }
@@ -269,13 +266,13 @@ unsafe fn strip<T: Tiles, const R: usize, const PANELS: usize>(
                 panel += at_once;
             // Two pairs go faster than three and one alone.
             } else if left >= PANELS && at_once == PANELS && !(PANELS == 3 && left == 4) {
-                tile::<T, R, PANELS>(a, row, panel, ahead);
+                tile::<T, R, PANELS, false>(a, row, panel, ahead);
                 panel += PANELS;
             } else if const { PANELS > 2 } && left >= 2 {
-                tile::<T, R, 2>(a, row, panel, ahead);
+                tile::<T, R, 2, false>(a, row, panel, ahead);
                 panel += 2;
             } else {
-                tile::<T, R, 1>(a, row, panel, ahead);
+                tile::<T, R, 1, false>(a, row, panel, ahead);
                 panel += 1;
             }
         }
@@ -368,7 +365,7 @@ fn ask_for_outputs<S: Simd16, const R: usize>(
 /// How far behind byte `at` of a panel lies what is asked for `bytes` ahead of it: near a panel's
 /// end it is the beginning of a panel of the next tile, as the one behind it belongs to this tile.
 #[inline(always)]
-pub(super) fn ahead_of<const N: usize>(a: &LinearArgs, at: usize, bytes: usize) -> usize {
+fn ahead_of<const N: usize>(a: &LinearArgs, at: usize, bytes: usize) -> usize {
     let jump = if at + bytes >= a.panel_bytes { (N - 1) * a.panel_bytes } else { 0 };
     bytes + jump
 }

@@ -15,9 +15,13 @@ pub(crate) trait Integer: Copy {
     type Floats: Simd16;
     /// 64 unsigned bytes: four for each lane.
     type Bytes: Copy;
+    /// A group's scales, one for each lane.
+    type Scales: Copy;
     /// Whether its products want both sides signed: whole bytes come less 128 then (see `less`),
     /// nibbles fit as they are. Such lanes are several registers, too.
     const SIGNED: bool = false;
+    /// By how much `scaled` is too large: a power of two.
+    const SCALES_UNIT: f32 = 1.0;
     /// All lanes `x`.
     fn splat(x: i32) -> Self;
     /// Reads 64 bytes.
@@ -43,10 +47,6 @@ pub(crate) trait Integer: Copy {
     }
     /// The lanes, rounded to nearest even beyond 2^24.
     fn floats(self) -> Self::Floats;
-    /// A group's scales, one for each lane.
-    type Scales: Copy;
-    /// By how much `scaled` is too large: a power of two.
-    const SCALES_UNIT: f32 = 1.0;
     /// Reads sixteen scales.
     unsafe fn scales(p: *const i8) -> Self::Scales;
     /// The lanes times their scales and `SCALES_UNIT`, rounded as `floats` is.
