@@ -91,6 +91,8 @@ beside() {
 
 if [ "$mode" = long ]; then
     limit=14400
+    stage "tests with assertions" env CARGO_PROFILE_DEV_DEBUG_ASSERTIONS=true \
+        cargo test --lib --test it
     stage "long property runs" cargo test --release --test it -- --ignored --nocapture
     stage "build" make build
     stage "kernels in the library" tests/cuda/prebuilt.sh

@@ -92,10 +92,9 @@ fi
 echo "int main(void) { return 0; }" | "$gcc" -x c - -o "$out/probe" && "$qemu" -L "$libraries" \
     "$out/probe" || skip "gcc or qemu for aarch64 does not work"
 
-# A target folder of its own, and dependencies built fast rather than well. Assertions, which the
-# tests on x86-64 have, would double the kernels' code.
+# A target folder of its own, and dependencies built fast rather than well.
 export CARGO_TARGET_DIR=$out CARGO_BUILD_TARGET=$triple CARGO_PROFILE_DEV_DEBUG=false
-[ "$mode" = long ] || export CARGO_PROFILE_DEV_DEBUG_ASSERTIONS=false
+[ "$mode" != long ] || export CARGO_PROFILE_DEV_DEBUG_ASSERTIONS=true
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=$gcc
 fast=(--config 'profile.dev.package."*".opt-level=0')
 # emulated CPU PROGRAM ARGUMENT...

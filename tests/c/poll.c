@@ -44,7 +44,7 @@ static void odd_places(VrustEngine *engine, VrustQueue *queue) {
     memset(arena, 0xaa, sizeof arena);
     /* Small pieces: what coalesces while nobody polls would not fit. */
     status = vrust_queue_poll(queue, (VrustEvent *)(void *)(places + 1), STRIDE, PLACES, arena + 1,
-                              ROOM, 10000, &n, &b, NULL);
+                              ROOM, 60000, &n, &b, NULL);
     if (status == VRUST_ERROR_BUFFER_TOO_SMALL) {
       size_t needed = b;
       CHECK(n == 0 && b > ROOM);

@@ -22,33 +22,15 @@ __attribute__((naked, noinline)) void swap_stacks(void** /*from*/, void* /*to*/)
       "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
 }
 
-void switch_to(Fiber& from, Fiber& to) { swap_stacks(&from.stack_pointer, to.stack_pointer); }
-
 // What a fiber runs: the kernel, then never again.
-void entry() {
-  (*block->body)();
-  Fiber* f = fiber;
-  Block* b = block;
-  for (auto& group : f->groups) {
-    if (!group.empty()) fail("a thread ends with asynchronous copies that it did not wait for");
-  }
-  if (!f->open.empty()) fail("a thread ends with asynchronous copies that it did not wait for");
-  if (b->hopper) b->hopper->check_thread();
-  f->done = true;
-  b->alive--;
-  // Threads that ended count as arrived.
-  Barrier& all = b->barriers[0];
-  if (all.arrived != 0 && all.arrived == b->alive) all.release();
-  switch_to(*f, b->scheduler);
-  __builtin_unreachable();
-}
+void entry();
 
 // A small generator: the schedule must not depend on the library.
 struct Random {
   uint64_t state;
   unsigned below(unsigned n) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
-    return static_cast<unsigned>((state >> 33) % n);
+    return static_cast<unsigned>((state >> 32) * n >> 32);
   }
   void shuffle(std::vector<unsigned>& v) {
     for (size_t i = v.size(); i > 1; i--) std::swap(v[i - 1], v[below(static_cast<unsigned>(i))]);
@@ -57,6 +39,7 @@ struct Random {
 
 void set_up(Block& b, unsigned char* stacks) {
   b.alive = b.threads;
+  b.host.block = &b;
   b.fibers.resize(b.threads);
   b.warps.resize((b.threads + 31) / 32);
   for (Warp& w : b.warps) w.used = 0;
@@ -64,6 +47,7 @@ void set_up(Block& b, unsigned char* stacks) {
   for (unsigned i = 0; i < b.threads; i++) {
     Fiber& f = b.fibers[i];
     f.thread = {i % b.size.x, i / b.size.x % b.size.y, i / (b.size.x * b.size.y)};
+    f.block = &b;
     f.lane = i % 32;
     f.warp = i / 32;
     f.done = false;
@@ -76,27 +60,6 @@ void set_up(Block& b, unsigned char* stacks) {
     *--top = reinterpret_cast<void*>(&entry);
     f.stack_pointer = top - 6;
   }
-}
-
-// Runs one warp until none of its threads can go on; says whether any ran.
-bool run_warp(Block& b, unsigned warp, std::vector<unsigned>& order, Random* random) {
-  unsigned base = warp * 32, count = std::min(32u, b.threads - base);
-  bool any = false;
-  for (bool ran = true; ran;) {
-    ran = false;
-    if (random) random->shuffle(order);
-    for (unsigned lane : order) {
-      if (lane >= count) continue;
-      Fiber& f = b.fibers[base + lane];
-      if (f.done || (f.wait && *f.wait == f.wait_value)) continue;
-      fiber = &f;
-      switch_to(b.scheduler, f);
-      ran = any = true;
-    }
-    // Another warp's turn may come between any two steps of this one.
-    if (random && random->below(4) == 0) return any;
-  }
-  return any;
 }
 
 void report_deadlock(const Block& b) {
@@ -113,33 +76,126 @@ void report_deadlock(const Block& b) {
   std::abort();
 }
 
-// Lets a copy of those under way arrive; says whether there was one. Without a seed the oldest, and
-// only when nobody can go on.
-bool end_a_copy(Block& b, Random* random) {
-  if (!b.hopper || b.hopper->copies.empty()) return false;
-  const unsigned count = static_cast<unsigned>(b.hopper->copies.size());
-  b.hopper->end_copy(random ? random->below(count) : 0);
-  return true;
+}  // namespace
+
+// Which thread of a block runs next. A warp runs in rounds over its lanes until none of them can go
+// on, or until the seed says so; then the next warp.
+class Schedule {
+ public:
+  explicit Schedule(Block& b) : block_(b), lanes_(32), warps_(b.warps.size()) {
+    const uint64_t row = b.index.z * uint64_t{b.grid.y} + b.index.y;
+    random_ = {seed * 0x9e3779b97f4a7c15ull + row * b.grid.x + b.index.x};
+    for (unsigned i = 0; i < 32; i++) lanes_[i] = i;
+    for (unsigned i = 0; i < warps_.size(); i++) warps_[i] = i;
+    if (seed) random_.shuffle(warps_);
+    begin_round();
+  }
+
+  // Nothing once all have ended.
+  Fiber* next() {
+    for (;;) {
+      while (lane_ < 32) {
+        const unsigned lane = lanes_[lane_++];
+        if (lane >= count_) continue;
+        Fiber& f = block_.fibers[base_ + lane];
+        if (f.done || (f.wait && *f.wait == f.wait_value)) continue;
+        ran_ = any_ = true;
+        return &f;
+      }
+      // Another warp's turn may come between any two rounds of this one.
+      const bool leaves = seed && random_.below(4) == 0;
+      if ((leaves || !ran_) && !next_warp()) return nullptr;
+      begin_round();
+    }
+  }
+
+ private:
+  void begin_round() {
+    base_ = warps_[warp_] * 32;
+    count_ = std::min(32u, block_.threads - base_);
+    ran_ = false;
+    lane_ = 0;
+    if (seed) random_.shuffle(lanes_);
+  }
+
+  bool next_warp() {
+    if (seed && random_.below(4) == 0) any_ |= end_a_copy();
+    if (++warp_ < warps_.size()) return true;
+    if (block_.alive == 0) return false;
+    if (!any_ && !end_a_copy()) report_deadlock(block_);
+    any_ = false;
+    warp_ = 0;
+    if (seed) random_.shuffle(warps_);
+    return true;
+  }
+
+  // Lets a copy of those under way arrive; says whether there was one. Without a seed the oldest,
+  // and only when nobody can go on.
+  bool end_a_copy() {
+    if (!block_.hopper || block_.hopper->copies.empty()) return false;
+    const unsigned count = static_cast<unsigned>(block_.hopper->copies.size());
+    block_.hopper->end_copy(seed ? random_.below(count) : 0);
+    return true;
+  }
+
+  Block& block_;
+  Random random_;
+  std::vector<unsigned> lanes_, warps_;
+  size_t warp_ = 0, lane_ = 0;
+  unsigned base_ = 0, count_ = 0;
+  bool ran_ = false, any_ = false;
+};
+
+namespace {
+
+// From `from` to whoever is next, which may be itself.
+void switch_from(Fiber& from) {
+  Block& b = *from.block;
+  Fiber* next = b.schedule->next();
+  if (next == &from) return;
+  fiber = next;
+  swap_stacks(&from.stack_pointer, (next ? next : &b.host)->stack_pointer);
+}
+
+void yield(Fiber& f) {
+  f.block->switches++;
+  switch_from(f);
+}
+
+// Waits while `phase == value`.
+void wait(Fiber& f, const unsigned& phase, unsigned value, const char* why) {
+  f.wait = &phase;
+  f.wait_value = value;
+  f.why = why;
+  yield(f);
+  f.wait = nullptr;
+}
+
+void entry() {
+  (*block->body)();
+  Fiber* f = fiber;
+  Block* b = f->block;
+  for (auto& group : f->groups) {
+    if (!group.empty()) fail("a thread ends with asynchronous copies that it did not wait for");
+  }
+  if (!f->open.empty()) fail("a thread ends with asynchronous copies that it did not wait for");
+  if (b->hopper) b->hopper->check_thread();
+  f->done = true;
+  b->alive--;
+  // Threads that ended count as arrived.
+  Barrier& all = b->barriers[0];
+  if (all.arrived != 0 && all.arrived == b->alive) all.release();
+  switch_from(*f);
+  __builtin_unreachable();
 }
 
 void run_block(Block& b, unsigned char* stacks) {
   block = &b;
   set_up(b, stacks);
   if (b.shared_bytes) std::memset(b.shared, 0xff, b.shared_bytes);
-  std::vector<unsigned> lanes(32), warps(b.warps.size());
-  for (unsigned i = 0; i < 32; i++) lanes[i] = i;
-  for (unsigned i = 0; i < warps.size(); i++) warps[i] = i;
-  uint64_t place = (b.index.z * uint64_t{b.grid.y} + b.index.y) * b.grid.x + b.index.x;
-  Random random{seed * 0x9e3779b97f4a7c15ull + place};
-  while (b.alive) {
-    bool any = false;
-    if (seed) random.shuffle(warps);
-    for (unsigned w : warps) {
-      any |= run_warp(b, w, lanes, seed ? &random : nullptr);
-      if (seed && random.below(4) == 0) any |= end_a_copy(b, &random);
-    }
-    if (!any && !end_a_copy(b, seed ? &random : nullptr)) report_deadlock(b);
-  }
+  Schedule schedule(b);
+  b.schedule = &schedule;
+  switch_from(b.host);
   if (b.hopper) b.hopper->check_block();
   b.hopper = nullptr;
   block = nullptr;
@@ -217,10 +273,7 @@ void fail(const char* format, ...) {
   std::abort();
 }
 
-Collective& Warp::of(unsigned mask) {
-  for (int i = 0; i < used; i++) {
-    if (collectives[i].mask == mask) return collectives[i];
-  }
+Collective& Warp::another(unsigned mask) {
   int at = used;
   if (used == kMost) {
     for (at = 0; at < kMost && collectives[at].count != 0;) at++;
@@ -246,34 +299,24 @@ void Barrier::release() {
   phase++;
 }
 
-void yield() {
-  Block* b = block;
-  b->switches++;
-  switch_to(*fiber, b->scheduler);
-}
-
 void wait_on(const unsigned& phase, unsigned value, const char* why) {
-  Fiber* f = fiber;
-  f->wait = &phase;
-  f->wait_value = value;
-  f->why = why;
-  yield();
-  f->wait = nullptr;
+  wait(*fiber, phase, value, why);
 }
 
 unsigned arrive_and_wait(unsigned id, unsigned expected, int predicate, const char* why) {
   if (id >= kBarriers) fail("barrier %u of %u", id, kBarriers);
-  Barrier& barrier = block->barriers[id];
+  Fiber& f = *fiber;
+  Barrier& barrier = f.block->barriers[id];
   unsigned phase = barrier.phase;
   barrier.any |= predicate != 0;
   barrier.all &= predicate != 0;
   barrier.count += predicate != 0;
-  if (++barrier.arrived == (expected ? expected : block->alive)) {
+  if (++barrier.arrived == (expected ? expected : f.block->alive)) {
     barrier.release();
     // Who releases a barrier does not run on before the others in every schedule.
-    if (seed) yield();
+    if (seed) yield(f);
   } else {
-    wait_on(barrier.phase, phase, why);
+    wait(f, barrier.phase, phase, why);
   }
   return phase & 1;
 }
@@ -283,21 +326,20 @@ void arrive(unsigned id, unsigned expected) {
   if (++barrier.arrived == expected) barrier.release();
 }
 
-Values exchange_bytes(unsigned mask, const void* value, size_t size, const char* why) {
-  Fiber* f = fiber;
-  if (!(mask >> f->lane & 1)) fail("%s with mask 0x%08x, which lacks lane %u", why, mask, f->lane);
-  unsigned present = block->threads - f->warp * 32;
+Collective& collective_of(const Fiber& f, unsigned mask, const char* why) {
+  if (!(mask >> f.lane & 1)) fail("%s with mask 0x%08x, which lacks lane %u", why, mask, f.lane);
+  unsigned present = f.block->threads - f.warp * 32;
   if (present < 32 && mask >> present) fail("%s with mask 0x%08x of a short warp", why, mask);
-  Collective& c = block->warps[f->warp].of(mask);
-  unsigned phase = c.phase;
-  std::memcpy(c.values[phase & 1][f->lane], value, size);
-  if (++c.count == static_cast<unsigned>(__builtin_popcount(mask))) {
+  return f.block->warps[f.warp].of(mask);
+}
+
+void meet(Fiber& f, Collective& c, const char* why) {
+  if (++c.count == static_cast<unsigned>(__builtin_popcount(c.mask))) {
     c.count = 0;
     c.phase++;
   } else {
-    wait_on(c.phase, phase, why);
+    wait(f, c.phase, c.phase, why);
   }
-  return c.values[phase & 1];
 }
 
 void launch(const char* kernel, Dim3 grid, Dim3 size, size_t shared_bytes,

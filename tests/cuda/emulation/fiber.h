@@ -1,7 +1,7 @@
 // Runs the threads of a CUDA block on the host: one fiber a thread, switched by hand.
 //
-// A fiber runs until it waits (a barrier, a collective of its warp, an mbarrier); then the next
-// one runs. With a seed of 0 warps and lanes run in order, else in an order that the seed
+// A fiber runs until it waits (a barrier, a collective of its warp, an mbarrier); then it switches
+// to the next one. With a seed of 0 warps and lanes run in order, else in an order that the seed
 // decides, which finds most missing barriers. Blocks are spread over host threads.
 #pragma once
 #include <atomic>
@@ -19,7 +19,8 @@ struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
 
-constexpr size_t kStack = 64 * 1024;
+// No multiple of a cache's size: the ends of all stacks would fall into the same few lines of it.
+constexpr size_t kStack = 64 * 1024 + 704;
 constexpr size_t kSharedMost = 227 * 1024;
 constexpr unsigned kBarriers = 16;
 
@@ -30,13 +31,17 @@ struct PendingCopy {
   unsigned bytes, read;  // the rest of `bytes` is zero
 };
 
-struct Fiber {
+struct Block;
+
+// What a switch reads stands in one line of the cache.
+struct alignas(64) Fiber {
   void* stack_pointer = nullptr;
-  Dim3 thread;
-  unsigned lane = 0, warp = 0;
-  bool done = false;
   const unsigned* wait = nullptr;  // waits while *wait == wait_value
   unsigned wait_value = 0;
+  bool done = false;
+  unsigned lane = 0, warp = 0;
+  Dim3 thread;
+  Block* block = nullptr;
   const char* why = "";
   std::vector<std::vector<PendingCopy>> groups;  // committed copies, oldest first
   std::vector<PendingCopy> open;                 // not committed yet
@@ -52,7 +57,15 @@ struct Warp {
   static constexpr int kMost = 8;
   Collective collectives[kMost];
   int used = 0;
-  Collective& of(unsigned mask);
+  Collective& of(unsigned mask) {
+    for (int i = 0; i < used; i++) {
+      if (collectives[i].mask == mask) return collectives[i];
+    }
+    return another(mask);
+  }
+
+ private:
+  Collective& another(unsigned mask);
 };
 
 struct Barrier {
@@ -63,6 +76,7 @@ struct Barrier {
 };
 
 struct Hopper;
+class Schedule;
 
 struct Block {
   Dim3 index, size, grid;
@@ -72,7 +86,8 @@ struct Block {
   std::vector<Warp> warps;
   Barrier barriers[kBarriers];
   const std::function<void()>* body = nullptr;
-  Fiber scheduler;
+  Schedule* schedule = nullptr;
+  Fiber host;  // goes on when every thread has ended
   unsigned char* shared = nullptr;  // dynamic shared memory, with a guard page behind its end
   size_t shared_bytes = 0;
   uint64_t switches = 0;
@@ -91,7 +106,6 @@ inline unsigned host_threads = 0;  // 0: all cores
 
 // Says what a kernel did wrong, and where, and ends the process.
 [[noreturn]] void fail(const char* format, ...);
-void yield();
 // Waits while `phase == value`.
 void wait_on(const unsigned& phase, unsigned value, const char* why);
 // Arrives at barrier `id` of `expected` threads (0: all that are alive) and waits for it; returns
@@ -100,13 +114,21 @@ unsigned arrive_and_wait(unsigned id, unsigned expected, int predicate, const ch
 void arrive(unsigned id, unsigned expected);
 
 typedef const unsigned char (*Values)[64];
-// Each lane of `mask` gives `value`; returns all lanes' values, valid until the next but one.
-Values exchange_bytes(unsigned mask, const void* value, size_t size, const char* why);
+// The collective of a lane and the others of `mask`, which must be lanes of its warp.
+Collective& collective_of(const Fiber& f, unsigned mask, const char* why);
+// Waits for the other lanes, all of which give a value.
+void meet(Fiber& f, Collective& c, const char* why);
 
+// Each lane of `mask` gives `value`; returns all lanes' values, valid until the next but one.
 template <class T>
 Values exchange(unsigned mask, const T& value, const char* why) {
   static_assert(sizeof(T) <= 64);
-  return exchange_bytes(mask, &value, sizeof(T), why);
+  Fiber& f = *fiber;  // To look it up takes a call.
+  Collective& c = collective_of(f, mask, why);
+  auto& values = c.values[c.phase & 1];
+  std::memcpy(values[f.lane], &value, sizeof(T));
+  meet(f, c, why);
+  return values;
 }
 
 template <class T>
