@@ -60,7 +60,7 @@ impl FreeList {
 
     /// Takes `block` out from wherever it is.
     pub(super) fn remove(&mut self, block: BlockId) {
-        debug_assert!(self.contains(block), "block {block} is not in the free list");
+        assert!(self.contains(block), "block {block} is not in the free list");
         let Link { prev, next } = self.links[block.index()];
         self.links[prev as usize].next = next;
         self.links[next as usize].prev = prev;
@@ -80,7 +80,7 @@ impl FreeList {
     }
 
     fn insert(&mut self, block: u32, prev: u32, next: u32) {
-        debug_assert!(!self.contains(BlockId(block)), "block {block} is in the free list already");
+        assert!(!self.contains(BlockId(block)), "block {block} is in the free list already");
         self.links[block as usize] = Link { prev, next };
         self.links[prev as usize].next = block;
         self.links[next as usize].prev = block;

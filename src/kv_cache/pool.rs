@@ -112,7 +112,7 @@ impl BlockPool {
     pub(crate) fn touch(&mut self, block: BlockId) {
         let entry = &mut self.blocks[block.index()];
         if entry.ref_count == 0 {
-            debug_assert!(entry.cached.is_some(), "touch of free block {block}");
+            assert!(entry.cached.is_some(), "touch of free block {block}");
             self.num_cached_free -= 1;
             self.free.remove(block);
         }
@@ -137,7 +137,7 @@ impl BlockPool {
     pub(crate) fn release(&mut self, table: &[BlockId]) {
         for &block in table.iter().rev() {
             let entry = &mut self.blocks[block.index()];
-            debug_assert!(entry.ref_count > 0, "release of free block {block}");
+            assert!(entry.ref_count > 0, "release of free block {block}");
             entry.ref_count -= 1;
             if entry.ref_count > 0 {
                 continue;
@@ -154,8 +154,8 @@ impl BlockPool {
 
     /// Makes `block`, which is full and held, findable as `key`; `parent` is the hash before it.
     pub(crate) fn cache(&mut self, block: BlockId, key: CacheKey, parent: Option<BlockHash>) {
-        debug_assert!(self.blocks[block.index()].ref_count > 0, "cache of free block {block}");
-        debug_assert!(self.blocks[block.index()].cached.is_none(), "block {block} is cached");
+        assert!(self.blocks[block.index()].ref_count > 0, "cache of free block {block}");
+        assert!(self.blocks[block.index()].cached.is_none(), "block {block} is cached");
         let mut entry = Cached { key, parent, prev_equal: None, next_equal: None };
         match self.cached.get(&key).copied() {
             None => {

@@ -204,7 +204,7 @@ impl Sequence {
 
     /// Hashes of the first `count` blocks, all full of known tokens. Computed once each.
     pub(super) fn block_hashes(&mut self, count: usize, block_size: usize) -> &[BlockHash] {
-        debug_assert!(count * block_size <= self.tokens.len(), "hash of a block that is not full");
+        assert!(count * block_size <= self.tokens.len(), "hash of a block that is not full");
         for i in self.hashes.len()..count {
             let tokens = &self.tokens[i * block_size..(i + 1) * block_size];
             self.hashes.push(hash_block(self.hashes.last(), tokens, self.cache_salt.as_deref()));
