@@ -69,6 +69,8 @@ func startServer() (*server, error) {
 	}()
 	s.client = &http.Client{Transport: &http.Transport{
 		MaxIdleConns: *streams, MaxIdleConnsPerHost: *streams,
+		// Well before the server ends an idle connection: what it closes under a request is lost.
+		IdleConnTimeout: 2 * time.Second,
 	}}
 	return s, nil
 }
