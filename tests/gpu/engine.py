@@ -6,7 +6,7 @@ first       loads the 8B shape with dummy weights and makes one token
 decode      milliseconds a step at a context of 1k, by batch size, and the share of the limit
 prefill     prompts of 1k and 8k, as a share of 790 TFLOP/s
 saturation  output tokens a second of 128/128, 1000/1000 and 2048/128, all requests at once
-page        64 requests as long as those of vLLM's first figures, as peers.py page runs them
+page        32 requests as long as those of vLLM's first figures, as peers.py page runs them
 mix         Qwen3-0.6B, 256 sequences of 100 to 1024 in and out, as nano-vllm's bench has it
 """
 
@@ -27,8 +27,20 @@ from vrust import engine as core
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DRY = sys.argv[2:] == ["dry"]
-# An H200: bytes a second measured by copy, and bf16 products.
-BANDWIDTH, FLOPS = 4.3e12, 790e12
+# Bytes a second measured by copy, and bf16 products, by a part of the card's name.
+CARDS = {"H100": (3.0e12, 790e12), "H200": (4.3e12, 790e12)}
+
+
+def card():
+    """The limits of the card that is here; an H200's where it is not known."""
+    tool = shutil.which("nvidia-smi")
+    name = "" if DRY or not tool else subprocess.run(
+        [tool, "--id=0", "--query-gpu=name", "--format=csv,noheader"], text=True,
+        stdout=subprocess.PIPE, check=False).stdout
+    return next((CARDS[known] for known in CARDS if known in name), CARDS["H200"])
+
+
+BANDWIDTH, FLOPS = card()
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
@@ -90,10 +102,10 @@ def prompts(count, length, seed=0):
     return [[rng.randrange(3, most) for _ in range(length)] for _ in range(count)]
 
 
-def generate(made, requests):
+def generate(made, requests, temperature=0):
     """Runs (prompt, tokens) pairs together: seconds, and the tokens that came."""
     began = time.perf_counter()
-    streams = [made.generate(p, max_tokens=n, temperature=0, ignore_eos=True)
+    streams = [made.generate(p, max_tokens=n, temperature=temperature, ignore_eos=True)
                for p, n in requests]
     count = sum(len(delta.token_ids) for stream in streams for delta in stream)
     seconds = time.perf_counter() - began
@@ -162,7 +174,8 @@ def decode():
     out = {}
     for batch in sizes:
         ids = prompts(batch, context, batch)
-        generate(made, [(p, 2) for p in ids])
+        # Long enough that all run together for some steps: the second is captured as a graph.
+        generate(made, [(p, 8) for p in ids])
         FINISHED.clear()
         watch = Watch(made)
         generate(made, [(p, 1 + steps) for p in ids])
@@ -214,9 +227,9 @@ def mix():
            for _ in range(count)]
     requests = [(p, rng.randint(low, high)) for p in ids]
     # On a new machine the first steps of each size time cuBLASLt's algorithms.
-    generate(made, requests)
+    generate(made, requests, 0.6)
     watch = Watch(made)
-    seconds, tokens = generate(made, requests)
+    seconds, tokens = generate(made, requests, 0.6)
     host, idle = watch.end()
     made.close()
     return {"tok/s": round(tokens / seconds), "tokens": tokens, "seconds": round(seconds, 2),
@@ -224,7 +237,7 @@ def mix():
 
 
 def page():
-    lengths = chats(4, 20) if DRY else chats(64)
+    lengths = chats(4, 20) if DRY else chats(32)
     made = engine(LLAMA, 64 if DRY else 2048, 4 if DRY else 64)
     requests = [(prompts(1, length, i)[0], tokens) for i, (length, tokens) in enumerate(lengths)]
     generate(made, requests[:max(1, len(requests) // 2)])
