@@ -12,6 +12,7 @@
 
 template <class T, class O>
 __device__ __forceinline__ void paged_attention(const Attention<T, O>& a) {
+  ptx::take_turn();
   // By warp: [head_dim] of mixed values, then maximum and sum.
   float* scratch = reinterpret_cast<float*>(ptx::dynamic_shared());
   const u32 head = blockIdx.x, row = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -3,6 +3,7 @@
 
 extern "C" __global__ void __launch_bounds__(256)
     copy_blocks(u8* kv, const u32* pairs, u64 block_bytes) {
+  ptx::take_turn();
   const u64 count = block_bytes / 16;
   const u64 source = pairs[2 * blockIdx.y], destination = pairs[2 * blockIdx.y + 1];
   const uint4* from = reinterpret_cast<const uint4*>(kv + source * block_bytes);
@@ -13,6 +14,7 @@ extern "C" __global__ void __launch_bounds__(256)
 template <class T>
 __device__ __forceinline__ void fill_blocks(T* kv, const u32* blocks, u64 block_elements,
                                             float value) {
+  ptx::take_turn();
   T* to = kv + blocks[blockIdx.y] * block_elements;
   for (u64 i = blockIdx.x * 256 + threadIdx.x; i < block_elements; i += gridDim.x * 256) {
     store(to + i, value);

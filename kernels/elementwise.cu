@@ -31,15 +31,47 @@ __device__ __forceinline__ void map_four(O* out, const float* x, u64 count, F f)
   for (u64 i = start; i < count; i++) store(out + i, f(x[i]));
 }
 
+// Copies a row or adds it to another, N neighbours at a time; a row at null is zeros. A thread
+// asks for four times N before it waits for the first: a row is a wait for memory, little else.
+template <int N, bool kAdd, class T, class O>
+__device__ __forceinline__ void copy_row_by(O* to, const T* from, u32 width) {
+  constexpr u32 kStep = 256 * N;
+  for (u32 first = threadIdx.x * N; first < width; first += 4 * kStep) {
+    Vector<float, N> x[4] = {}, old[4] = {};
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+      const u32 i = first + j * kStep;
+      if (i >= width) continue;
+      if (from != nullptr) x[j] = load_some<N>(from + i);
+      if (kAdd) old[j] = load_some<N>(to + i);
+    }
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+      const u32 i = first + j * kStep;
+      if (i >= width) continue;
+#pragma unroll
+      for (u32 k = 0; kAdd && k < N; k++) x[j].at[k] += old[j].at[k];
+      store_some(to + i, x[j]);
+    }
+  }
+}
+
+// Rows of odd widths do not lie aligned.
+template <bool kAdd, class T, class O>
+__device__ __forceinline__ void copy_row(O* to, const T* from, u32 width) {
+  if (width % 4 == 0) {
+    copy_row_by<4, kAdd>(to, from, width);
+  } else {
+    copy_row_by<1, kAdd>(to, from, width);
+  }
+}
+
 template <class T>
 __device__ __forceinline__ void embed(float* out, const T* table, const u32* ids, u32 width,
                                       u32 table_rows) {
   const u32 id = ids[blockIdx.x];
-  float* to = out + static_cast<u64>(blockIdx.x) * width;
-  const T* from = table + static_cast<u64>(id) * width;
-  for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-    to[i] = id < table_rows ? widen(from[i]) : 0.0f;
-  }
+  const T* from = id < table_rows ? table + static_cast<u64>(id) * width : nullptr;
+  copy_row<false>(out + static_cast<u64>(blockIdx.x) * width, from, width);
 }
 
 template <class T>
@@ -47,18 +79,19 @@ __device__ __forceinline__ void add_position(float* x, const T* table, const u32
                                              u32 width, u32 table_rows) {
   const u32 position = positions[blockIdx.x];
   if (position >= table_rows) return;
-  float* to = x + static_cast<u64>(blockIdx.x) * width;
-  const T* from = table + static_cast<u64>(position) * width;
-  for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] += widen(from[i]);
+  copy_row<true>(x + static_cast<u64>(blockIdx.x) * width,
+                 table + static_cast<u64>(position) * width, width);
 }
 
 #define INSTANCES(T)                                                                        \
   extern "C" __global__ void __launch_bounds__(256)                                         \
       embed_##T(float* out, const T* table, const u32* ids, u32 width, u32 table_rows) {    \
+    ptx::take_turn();                                                                       \
     embed(out, table, ids, width, table_rows);                                              \
   }                                                                                         \
   extern "C" __global__ void __launch_bounds__(256) add_position_##T(                       \
       float* x, const T* table, const u32* positions, u32 width, u32 table_rows) {          \
+    ptx::take_turn();                                                                       \
     add_position(x, table, positions, width, table_rows);                                   \
   }
 INSTANCES(f32)
@@ -94,10 +127,12 @@ __device__ __forceinline__ void gated_activation(O* out, const float* gate_up, u
 #define INSTANCES(O)                                                                        \
   extern "C" __global__ void __launch_bounds__(256)                                         \
       activate_##O(O* out, const float* x, u64 count, u32 kind) {                           \
+    ptx::take_turn();                                                                       \
     activate(out, x, count, kind);                                                          \
   }                                                                                         \
   extern "C" __global__ void __launch_bounds__(256)                                         \
       gated_activation_##O(O* out, const float* gate_up, u32 width, u32 kind) {             \
+    ptx::take_turn();                                                                       \
     gated_activation(out, gate_up, width, kind);                                            \
   }
 INSTANCES(f32)
@@ -106,6 +141,7 @@ INSTANCES(bf16)
 
 extern "C" __global__ void __launch_bounds__(256)
     add_bias(float* y, const float* bias, u32 width) {
+  ptx::take_turn();
   float* to = y + static_cast<u64>(blockIdx.y) * width;
   for (u32 j = 0; j < 4; j++) {
     const u32 i = blockIdx.x * 1024 + j * 256 + threadIdx.x;
@@ -115,19 +151,20 @@ extern "C" __global__ void __launch_bounds__(256)
 
 extern "C" __global__ void __launch_bounds__(256)
     convert_bf16(bf16* out, const float* x, u64 count) {
+  ptx::take_turn();
   map_four(out, x, count, [](float v) { return v; });
 }
 
 template <class T, class O>
 __device__ __forceinline__ void gather_rows(O* out, const T* x, const u32* rows, u32 width) {
-  const T* from = x + static_cast<u64>(rows[blockIdx.x]) * width;
-  O* to = out + static_cast<u64>(blockIdx.x) * width;
-  for (u32 i = threadIdx.x; i < width; i += blockDim.x) store(to + i, widen(from[i]));
+  copy_row<false>(out + static_cast<u64>(blockIdx.x) * width,
+                  x + static_cast<u64>(rows[blockIdx.x]) * width, width);
 }
 
 #define INSTANCE(T, O)                                                                      \
   extern "C" __global__ void __launch_bounds__(256)                                         \
       gather_rows_##T##_##O(O* out, const T* x, const u32* rows, u32 width) {               \
+    ptx::take_turn();                                                                       \
     gather_rows(out, x, rows, width);                                                       \
   }
 INSTANCE(f32, f32)

@@ -10,6 +10,7 @@
 template <class T>
 __device__ __forceinline__ void gemm(float* y, const float* x, const T* w, const float* bias,
                                      u32 rows, u32 n, u32 k, u32 accumulate) {
+  ptx::take_turn();
   // By depth, then row or column; padded against bank conflicts.
   __shared__ float xs[DEPTH][TILE + 4], ws[DEPTH][TILE + 4];
   const u32 row0 = blockIdx.y * TILE, column0 = blockIdx.x * TILE;

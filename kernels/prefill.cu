@@ -88,6 +88,7 @@ struct Prefill {
   }
 
   __device__ __forceinline__ void run() {
+    ptx::take_turn();
     Fragments queries;
     load_queries(queries);
     const u32 end = position + rows;

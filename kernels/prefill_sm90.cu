@@ -175,13 +175,15 @@ struct Prefill {
     ptx::sync_some(1 + group, 128);
   }
 
-  // Scales the scores and hides what a row may not see.
+  // Caps the scores, if they are capped, and hides what a row may not see.
   __device__ __forceinline__ void shape(float (&scores)[kTile / 8][4], u32 group, u32 tile) {
     const u32 start = first + tile * kTile, lowest = position + group * 64;
+    if (a.softcap != 0.0f) {
 #pragma unroll
-    for (u32 n = 0; n < kTile / 8; n++) {
+      for (u32 n = 0; n < kTile / 8; n++) {
 #pragma unroll
-      for (u32 j = 0; j < 4; j++) scores[n][j] = shaped(scores[n][j], a.scale, a.softcap);
+        for (u32 j = 0; j < 4; j++) scores[n][j] = shaped(scores[n][j], a.scale, a.softcap);
+      }
     }
     // Most tiles are seen whole by all rows.
     const u32 highest = lowest + 63;
@@ -224,13 +226,15 @@ struct Prefill {
     Running<D> running;
     running.clear();
     float scores[kTile / 8][4] = {}, shrink[2];
+    // Scores that are not capped are scaled where they become powers, in one operation.
+    const float unit = a.softcap != 0.0f ? 1.0f : a.scale * LOG2E;
     u32 weights[kTile / 16][4];
     ptx::barrier_wait(keys_come, 0);
     score(scores, own, 0);
     ptx::wgmma_wait<0>(scores);
     release(keys_free);
     shape(scores, group, 0);
-    running.take(scores, shrink);
+    running.take(scores, shrink, unit);
     pack(weights, scores);
     for (u32 tile = 1; tile < tiles; tile++) {
       ptx::barrier_wait(keys_come + tile % STAGES, tile / STAGES % 2);
@@ -240,7 +244,7 @@ struct Prefill {
       ptx::wgmma_wait<1>(scores);
       release(keys_free + tile % STAGES);
       shape(scores, group, tile);
-      running.take(scores, shrink);
+      running.take(scores, shrink, unit);
       ptx::wgmma_wait<0>(running.mixed);
       ptx::pin(weights);
       release(values_free + (tile - 1) % STAGES);
@@ -256,6 +260,7 @@ struct Prefill {
 
   __device__ __forceinline__ void run() {
     set_up_barriers();
+    ptx::take_turn();
     const u32 group = threadIdx.x / 128;
     if (group == 0) {
       ptx::fewer_registers<40>();

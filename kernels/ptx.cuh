@@ -99,6 +99,26 @@ __device__ __forceinline__ void sync_some(u32 id, u32 threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// A kernel launched as dependent may begin before the one before it has ended: waits until that
+// one has, and what it wrote can be seen. All threads call it, before they read or write what
+// kernels write; weights and a step's metadata may be read earlier. Devices before 9.0 begin no
+// kernel early.
+__device__ __forceinline__ void wait_for_previous() {
+  if constexpr (__CUDA_ARCH__ >= 900) asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+// Once all blocks have called it, the next kernel may begin. After `wait_for_previous` in each
+// kernel, so that at most two kernels are under way.
+__device__ __forceinline__ void let_next_begin() {
+  if constexpr (__CUDA_ARCH__ >= 900) asm volatile("griddepcontrol.launch_dependents;");
+}
+
+// Both.
+__device__ __forceinline__ void take_turn() {
+  wait_for_previous();
+  let_next_begin();
+}
+
 // From here on for sm_90a alone.
 
 // A barrier in shared memory whose phase ends with `arrivals` arrivals and all bytes announced.

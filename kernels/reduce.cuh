@@ -14,7 +14,10 @@ __device__ __forceinline__ float widen(f16 x) { return ptx::to_f32(x); }
 __device__ __forceinline__ void store(float* p, float x) { *p = x; }
 __device__ __forceinline__ void store(bf16* p, float x) { *p = ptx::to_bf16(x); }
 
-// Two at once, to addresses aligned for that.
+// Two at once, from and to addresses aligned for that.
+__device__ __forceinline__ float2 load2(const float* p) {
+  return *reinterpret_cast<const float2*>(p);
+}
 __device__ __forceinline__ void store2(float* p, float x, float y) {
   *reinterpret_cast<float2*>(p) = make_float2(x, y);
 }
@@ -31,6 +34,36 @@ __device__ __forceinline__ void store4(float* p, const float4& x) {
 }
 __device__ __forceinline__ void store4(bf16* p, const float4& x) {
   *reinterpret_cast<uint2*>(p) = make_uint2(ptx::pack_bf16(x.x, x.y), ptx::pack_bf16(x.z, x.w));
+}
+
+// N neighbours, from and to addresses aligned for all of them at once.
+template <class T, int N>
+struct alignas(N * sizeof(T)) Vector {
+  T at[N];
+};
+
+template <int N, class T>
+__device__ __forceinline__ Vector<float, N> load_some(const T* p) {
+  const Vector<T, N> from = *reinterpret_cast<const Vector<T, N>*>(p);
+  Vector<float, N> x;
+#pragma unroll
+  for (u32 i = 0; i < N; i++) x.at[i] = widen(from.at[i]);
+  return x;
+}
+template <int N>
+__device__ __forceinline__ void store_some(float* p, const Vector<float, N>& x) {
+  *reinterpret_cast<Vector<float, N>*>(p) = x;
+}
+template <int N>
+__device__ __forceinline__ void store_some(bf16* p, const Vector<float, N>& x) {
+  if constexpr (N == 1) {
+    store(p, x.at[0]);
+  } else {
+    Vector<u32, N / 2> to;
+#pragma unroll
+    for (u32 i = 0; i < N / 2; i++) to.at[i] = ptx::pack_bf16(x.at[2 * i], x.at[2 * i + 1]);
+    *reinterpret_cast<Vector<u32, N / 2>*>(p) = to;
+  }
 }
 
 __device__ __forceinline__ float low_half(u32 pair) { return __uint_as_float(pair << 16); }

@@ -1,7 +1,16 @@
 // y = x W^T + bias for at most 16 rows: every weight is read once, so the memory's speed decides.
 //
-// A block of 8 warps makes 16 outputs of each row; the warps share k in pieces of 128. The
-// weights are the tensor core's A and the rows its B. Neither passes through shared memory: a
+// A unit of work is 16 outputs of each row, or one split of their sums. A block of 8 warps takes
+// one unit after another; the warps share a unit's k in turns of 128. The weights of a warp's next
+// turn, be it of the next unit, are on their way while it computes on those of this one, and the
+// first turn's are asked for before the kernel waits for the one that makes `x`: the memory is
+// never left idle.
+//
+// A block's first unit is its own; further ones it draws by tickets. Blocks do not all begin at
+// once where the kernel before still holds a multiprocessor, and who comes late must not keep a
+// share of the work.
+//
+// The weights are the tensor core's A and the rows its B. Neither passes through shared memory: a
 // product does not care in which order k is summed, so a lane takes 8 consecutive elements of a
 // row, 16 bytes in one load, and calls them the k that its registers stand for, in A and B alike.
 //
@@ -25,87 +34,190 @@ __device__ __forceinline__ void multiply(float* sums, const uint4& w0, const uin
   ptx::mma_16x8x16(sums, c, d);
 }
 
+// Weights of one turn.
+struct Weights {
+  uint4 low[4], high[4];
+};
+
+// Which turn a warp is at, which unit comes next, which of two places takes the unit's results; and
+// in thread 0 the unit after the next.
+struct Place {
+  u32 unit, next, turn, side, drawn;
+};
+
 // TILES: 8 rows each.
 template <int TILES>
-__device__ __forceinline__ void skinny_gemm(float* y, const bf16* x, const bf16* w,
-                                            const float* bias, float* partial, u32 rows, u32 n,
-                                            u32 k, u32 accumulate) {
-  // By warp, row and output.
-  __shared__ float results[WARPS][TILES * 8][17];
-  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const u32 first = blockIdx.x * 16, splits = gridDim.y;
-  // This block's share of k, in whole steps.
-  const u32 steps = (k + STEP - 1) / STEP, share = (steps + splits - 1) / splits;
-  const u32 begin = blockIdx.y * share * STEP, end = min(k, begin + share * STEP);
-  const bool low = first + g < n, high = first + g + 8 < n;
-  const bf16* w0 = w + static_cast<u64>(first + g) * k;
-  const bf16* w1 = w0 + static_cast<u64>(8) * k;
+struct Skinny {
+  float* y;
+  const bf16 *x, *w;
+  const float* bias;
+  float* partial;
+  u32* tickets;
+  const u32 rows, n, k, accumulate, splits;
+  // Sets of 16 outputs, and units: every set once for each split.
+  const u32 sets, units;
+  // k of a split in steps, and turns that each warp takes for it.
+  const u32 share, turns;
+  const u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 
-  float sums[TILES][4] = {};
-  for (u32 k0 = begin + warp * STEP; k0 < end; k0 += WARPS * STEP) {
-    uint4 a0[4], a1[4], b[TILES][4];
+  __device__ __forceinline__ Skinny(float* y, const bf16* x, const bf16* w, const float* bias,
+                                    float* partial, u32* tickets, u32 rows, u32 n, u32 k,
+                                    u32 accumulate, u32 splits)
+      : y(y),
+        x(x),
+        w(w),
+        bias(bias),
+        partial(partial),
+        tickets(tickets),
+        rows(rows),
+        n(n),
+        k(k),
+        accumulate(accumulate),
+        splits(splits),
+        sets((n + 15) / 16),
+        units(sets * splits),
+        share(((k + STEP - 1) / STEP + splits - 1) / splits),
+        turns((share + WARPS - 1) / WARPS) {}
+
+  // Where this warp's turn begins, and where the unit's k ends.
+  __device__ __forceinline__ u32 first_k(u32 unit, u32 turn) const {
+    return (unit / sets * share + turn * WARPS + warp) * STEP;
+  }
+  __device__ __forceinline__ u32 end_k(u32 unit) const {
+    return min(k, (unit / sets + 1) * share * STEP);
+  }
+
+  __device__ __forceinline__ void load(Weights& to, u32 unit, u32 turn) const {
+    const u32 first = unit % sets * 16 + g, k0 = first_k(unit, turn), end = end_k(unit);
+    const bool low = first < n, high = first + 8 < n;
+    const bf16* from = w + static_cast<u64>(first) * k;
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
       const u32 at = k0 + i * 32 + t * 8;
-      const bool inside = at < end;
-      a0[i] = inside && low ? ptx::load_streaming(w0 + at) : zero4();
-      a1[i] = inside && high ? ptx::load_streaming(w1 + at) : zero4();
+      to.low[i] = at < end && low ? ptx::load_streaming(from + at) : zero4();
+      to.high[i] =
+          at < end && high ? ptx::load_streaming(from + static_cast<u64>(8) * k + at) : zero4();
     }
+  }
+
+  __device__ __forceinline__ void load_rows(uint4 (&to)[TILES][4], u32 unit, u32 turn) const {
+    const u32 k0 = first_k(unit, turn), end = end_k(unit);
 #pragma unroll
     for (u32 tile = 0; tile < TILES; tile++) {
       const u32 row = tile * 8 + g;
 #pragma unroll
       for (u32 i = 0; i < 4; i++) {
         const u32 at = k0 + i * 32 + t * 8;
-        const bool inside = at < end && row < rows;
         const bf16* from = x + static_cast<u64>(row) * k + at;
-        b[tile][i] = inside ? *reinterpret_cast<const uint4*>(from) : zero4();
+        to[tile][i] =
+            at < end && row < rows ? *reinterpret_cast<const uint4*>(from) : zero4();
       }
     }
+  }
+
+  // Adds up the warps' sums of a unit. `results` is free again after the next unit's.
+  __device__ __forceinline__ void finish(float (*results)[TILES * 8][17],
+                                         float (&sums)[TILES][4], u32 unit) const {
+#pragma unroll
+    for (u32 tile = 0; tile < TILES; tile++) {
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) {
+        results[warp][tile * 8 + t * 2 + i % 2][g + i / 2 * 8] = sums[tile][i];
+        sums[tile][i] = 0.0f;
+      }
+    }
+    __syncthreads();
+    const u32 row = threadIdx.x / 16, output = unit % sets * 16 + threadIdx.x % 16;
+    if (row >= rows || row >= TILES * 8 || output >= n) return;
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < WARPS; i++) sum += results[i][row][threadIdx.x % 16];
+    const u64 at = static_cast<u64>(row) * n + output;
+    if (partial != nullptr) {
+      partial[static_cast<u64>(unit / sets) * rows * n + at] = sum;
+      return;
+    }
+    if (bias != nullptr) sum += bias[output];
+    y[at] = accumulate ? y[at] + sum : sum;
+  }
+
+  // A further unit; the last ticket of a launch puts the number back to 0. A block draws one when
+  // it begins, and one more for each unit that it takes.
+  __device__ __forceinline__ u32 draw() const {
+    if (units <= gridDim.x) return NONE;
+    const u32 ticket = atomicAdd(tickets, 1u);
+    if (ticket == units + gridDim.x - 1) *tickets = 0;
+    return gridDim.x + ticket;
+  }
+
+  // One turn on `now`, with the weights of the turn after it on their way to `next`. False after
+  // the last one.
+  __device__ __forceinline__ bool take(const Weights& now, Weights& next, Place& place,
+                                       float (&sums)[TILES][4]) const {
+    // By warp, row and output; two in turn.
+    __shared__ float results[2][WARPS][TILES * 8][17];
+    __shared__ u32 drawn[2];
+    const u32 unit = place.unit;
+    const bool is_last = place.turn + 1 == turns;
+    if (threadIdx.x == 0 && place.turn == 0) place.drawn = draw();
+    uint4 b[TILES][4];
+    load_rows(b, unit, place.turn);
+    place.turn = is_last ? 0 : place.turn + 1;
+    place.unit = is_last ? place.next : unit;
+    const bool goes_on = place.unit < units;
+    if (goes_on) load(next, place.unit, place.turn);
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
 #pragma unroll
-      for (u32 tile = 0; tile < TILES; tile++) multiply(sums[tile], a0[i], a1[i], b[tile][i]);
+      for (u32 tile = 0; tile < TILES; tile++) {
+        multiply(sums[tile], now.low[i], now.high[i], b[tile][i]);
+      }
+    }
+    if (is_last) {
+      if (threadIdx.x == 0) drawn[place.side] = place.drawn;
+      finish(results[place.side], sums, unit);
+      place.next = drawn[place.side];
+      place.side ^= 1;
+    }
+    return goes_on;
+  }
+
+  __device__ __forceinline__ void run() const {
+    __shared__ u32 second;
+    Place place = {blockIdx.x, NONE, 0, 0, NONE};
+    Weights even, odd;
+    const bool begins = place.unit < units;
+    if (begins) load(even, place.unit, 0);
+    ptx::take_turn();
+    if (threadIdx.x == 0) second = draw();
+    __syncthreads();
+    place.next = second;
+    float sums[TILES][4] = {};
+    // Twice the same, for registers that are named: a copy of them would wait for the loads.
+    bool goes_on = begins;
+    while (goes_on) {
+      goes_on = take(even, odd, place, sums);
+      if (goes_on) goes_on = take(odd, even, place, sums);
     }
   }
-#pragma unroll
-  for (u32 tile = 0; tile < TILES; tile++) {
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-      results[warp][tile * 8 + t * 2 + i % 2][g + i / 2 * 8] = sums[tile][i];
-    }
-  }
-  __syncthreads();
+};
 
-  const u32 row = threadIdx.x / 16, output = first + threadIdx.x % 16;
-  if (row >= rows || row >= TILES * 8 || output >= n) return;
-  float sum = 0.0f;
-#pragma unroll
-  for (u32 i = 0; i < WARPS; i++) sum += results[i][row][threadIdx.x % 16];
-  const u64 at = static_cast<u64>(row) * n + output;
-  if (partial != nullptr) {
-    partial[static_cast<u64>(blockIdx.y) * rows * n + at] = sum;
-    return;
-  }
-  if (bias != nullptr) sum += bias[output];
-  y[at] = accumulate ? y[at] + sum : sum;
-}
-
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     skinny_gemm_8(float* y, const bf16* x, const bf16* w, const float* bias, float* partial,
-                  u32 rows, u32 n, u32 k, u32 accumulate) {
-  skinny_gemm<1>(y, x, w, bias, partial, rows, n, k, accumulate);
+                  u32* tickets, u32 rows, u32 n, u32 k, u32 accumulate, u32 splits) {
+  Skinny<1>(y, x, w, bias, partial, tickets, rows, n, k, accumulate, splits).run();
 }
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     skinny_gemm_16(float* y, const bf16* x, const bf16* w, const float* bias, float* partial,
-                   u32 rows, u32 n, u32 k, u32 accumulate) {
-  skinny_gemm<2>(y, x, w, bias, partial, rows, n, k, accumulate);
+                   u32* tickets, u32 rows, u32 n, u32 k, u32 accumulate, u32 splits) {
+  Skinny<2>(y, x, w, bias, partial, tickets, rows, n, k, accumulate, splits).run();
 }
 
 // Adds up what the splits left, in order.
 extern "C" __global__ void __launch_bounds__(256)
     skinny_sum(float* y, const float* bias, const float* partial, u32 splits, u32 n,
                u32 accumulate) {
+  ptx::take_turn();
   const u32 i = blockIdx.x * 256 + threadIdx.x, rows = gridDim.y;
   if (i >= n) return;
   const u64 at = static_cast<u64>(blockIdx.y) * n + i;

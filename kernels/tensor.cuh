@@ -56,15 +56,17 @@ struct Running {
     scale(shrink);
   }
 
-  // The same but for the values mixed so far, which are to be scaled by `shrink`.
+  // The same but for the values mixed so far, which are to be scaled by `shrink`. Scores times
+  // `unit`, which is positive, are the powers.
   template <int N>
-  __device__ __forceinline__ void take(float (&scores)[N][4], float (&shrink)[2]) {
+  __device__ __forceinline__ void take(float (&scores)[N][4], float (&shrink)[2],
+                                       float unit = 1.0f) {
 #pragma unroll
     for (u32 r = 0; r < 2; r++) {
-      float top = highest[r];
+      float top = -infinity();
 #pragma unroll
       for (u32 i = 0; i < N; i++) top = fmaxf(top, fmaxf(scores[i][2 * r], scores[i][2 * r + 1]));
-      top = row_max(top);
+      top = fmaxf(highest[r], row_max(top) * unit);
       // A row that has seen nothing stays as it is.
       const float base = top == -infinity() ? 0.0f : top;
       shrink[r] = ptx::exp2_fast(highest[r] - base);
@@ -74,7 +76,7 @@ struct Running {
       for (u32 i = 0; i < N; i++) {
 #pragma unroll
         for (u32 j = 0; j < 2; j++) {
-          const float weight = ptx::exp2_fast(scores[i][2 * r + j] - base);
+          const float weight = ptx::exp2_fast(scores[i][2 * r + j] * unit - base);
           scores[i][2 * r + j] = weight;
           added += weight;
         }

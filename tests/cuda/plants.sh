@@ -47,8 +47,10 @@ plant() {
         return 1
     fi
     # Found by a comparison, a deadlock or a fault, and not because there was nothing to run.
-    grep -qE 'schedule [0-9]+ FAILED|^emulation: ' "$dir/log" || { cat "$dir/log"; return 1; }
-    echo "$name: found: $(grep -m 1 -E '^    |^emulation: ' "$dir/log" | sed 's/^ *//')"
+    local found
+    found=$(grep -E '^    |^emulation: ' "$dir/log" | grep -m 1 -v 'no kernel') ||
+        { cat "$dir/log"; return 1; }
+    echo "$name: found: ${found#    }"
 }
 
 # The same, counted. Two at a time.
@@ -75,14 +77,22 @@ try "a head that reads its neighbour's cache" attention.cu attention_simple \
     's/head \/ \(a.heads \/ a.kv_heads\)/head % a.kv_heads/'
 try "a tile read before it has come" decode.cu decode_variants \
     's/copy_async_wait<1>\(\)/copy_async_wait<2>()/'
-try "results over a ring that is still read" decode.cu decode_variants \
-    '/The rings become/{n;d}'
+try "results of warps merged before they are there" decode.cu decode_variants \
+    '/^      leave\(running\);/{n;d}'
+try "a ring filled while its results are read" decode.cu decode_variants \
+    '/The next piece.s queries/{n;d}'
+try "queries taken before they are there" decode.cu decode_variants \
+    '/put_queries\(carried\);/{n;d}'
+try "partials put together before they are there" decode.cu decode_merges \
+    '/scales\[warp\] = /{n;d}'
+try "a partial that two warps take" decode.cu decode_merges \
+    's/i \+= kAhead \* turns/i += (kAhead - 1) * turns/'
 try "a tile overwritten while others read" prefill.cu prefill_variants \
     '/The stage is written again/{n;d}'
 try "a window one position too wide" prefill.cu prefill_variants \
     's/own - other < a.window/own - other <= a.window/'
 try "positions that no sequence has" decode.cu decode_variants \
-    's/position >= begin \&\& position < end;$/true;/'
+    's/position >= range.begin \&\& position < range.end;$/true;/'
 hopper=(prefill_sm90.cu prefill_sm90_variants)
 try "keys read before they have come" "${hopper[@]}" '/barrier_wait\(keys_come \+/d'
 try "values read before they have come" "${hopper[@]}" '/barrier_wait\(values_come \+/d'
@@ -91,7 +101,7 @@ try "a stage that nobody sets free" "${hopper[@]}" '/release\(values_free \+ \(t
 try "fewer bytes announced than come" "${hopper[@]}" 's/\* box \* D \* 2;/* box * D;/'
 try "scores taken before they are there" "${hopper[@]}" 's/wgmma_wait<1>/wgmma_wait<2>/'
 try "sums scaled under a product" "${hopper[@]}" \
-    '/running.take\(scores, shrink\);/{n;s/ptx::wgmma_wait<0>\(running.mixed\);//}'
+    '/running.take\(scores, shrink, unit\);/{n;s/ptx::wgmma_wait<0>\(running.mixed\);//}'
 try "a product without its fence" "${hopper[@]}" 's/ptx::wgmma_fence\(\);//'
 try "queries that products do not see" "${hopper[@]}" 's/ptx::async_fence\(\);//'
 try "values of nobody left in a tile" "${hopper[@]}" 's/if \(before == 0 .*return;/return;/'
@@ -100,13 +110,22 @@ try "a matrix with a wrong stride" tensor.cuh prefill_sm90_variants \
 try "a matrix with another swizzle" tensor.cuh prefill_sm90_variants \
     's/R == 128 \? 1 :/R == 128 ? 2 :/' prefill_sm90.cu
 try "a barrier left out before warps are added" skinny.cu gemm_skinny \
-    's/^  __syncthreads\(\);$//'
+    '/^    __syncthreads\(\);$/{N;/row = threadIdx/s/^    __syncthreads\(\);//}'
+try "a last ticket that is not taken back" skinny.cu gemm_skinny '/\*tickets = 0;/d'
 try "a row that runs past its end" elementwise.cu embeddings \
-    's/i < width; i \+= blockDim.x\) \{/i <= width; i += blockDim.x) {/'
+    's/first < width;/first <= width;/; s/if \(i >= width\) continue;/if (i > width) continue;/'
 try "the last of equals instead of the first" sampling.cu argmax_rows \
     's/i < at\)/i > at)/'
+try "bins looked at before all masses are there" candidates.cuh sample_rows \
+    '/tally\.flush\(\);/{n;d}' sample.cu
+try "a carry of masses lost" histogram.cuh sample_last_token \
+    's/ \+ \(before \+ part < part\)//' sample.cu
+try "tokens passed over that may win" noise.cuh sample_rows \
+    's/1\.001f, 1\.0f/0.9f, 1.0f/' sample.cu
 try "a slot of padding that is written" rope.cu rope_and_cache_writes \
-    's/ \&\& slot != NONE//'
+    's/ \|\| slot == NONE//'
+try "pairs that are taken one place off" rope.cu rope_and_cache_writes \
+    's/load_some<N>\(turn \+ half\)/load_some<N>(turn + half - N)/'
 
 for i in "${!names[@]}"; do
     if wait "${pids[$i]}"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi

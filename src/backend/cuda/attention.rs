@@ -203,7 +203,10 @@ impl Launcher<'_> {
             partial,
             ..args
         };
-        let blocks = piece_blocks(spec, &self.layout, self.backend.device.multiprocessors);
+        let blocks = match is_decode {
+            true => piece_blocks(spec, &self.layout, self.backend.device.multiprocessors),
+            false => lists.windows()[window].pieces.len(),
+        };
         let block = decode_block(heads.head_dim);
         let shared = decode_shared(heads.head_dim);
         let grid = Grid { shared, ..Grid::new(blocks, head_groups(spec), block) };
@@ -219,7 +222,11 @@ impl Launcher<'_> {
             partial,
             ..args
         };
-        let grid = Grid::new(self.layout.rows, heads.num_heads, 128);
+        let rows = match is_decode {
+            true => self.layout.rows,
+            false => lists.windows()[window].merges.len(),
+        };
+        let grid = Grid::new(rows, heads.num_heads, 128);
         // SAFETY: as above; merges name pieces that were computed before.
         unsafe { stream.launch(tensor.attention_merge.of(bf16), grid, params![merges]) }
     }

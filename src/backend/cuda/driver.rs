@@ -207,26 +207,31 @@ impl Grid {
 }
 
 /// A queue of work, run in order.
-pub(super) struct Stream(sys::CUstream);
+pub(super) struct Stream {
+    raw: sys::CUstream,
+    overlaps: bool,
+}
 
 impl Stream {
-    pub(super) fn new() -> Result<Self> {
-        let mut stream = ptr::null_mut();
+    /// With `overlaps`, a kernel may begin before the kernel before it has ended: each waits for
+    /// that one itself (`ptx::wait_for_previous`). Devices from 9.0 on do that.
+    pub(super) fn new(overlaps: bool) -> Result<Self> {
+        let mut raw = ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
-        // SAFETY: `stream` is written; a context is current.
-        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
-        Ok(Self(stream))
+        // SAFETY: `raw` is written; a context is current.
+        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut raw, flags) })?;
+        Ok(Self { raw, overlaps })
     }
 
     /// The handle, for cuBLASLt.
     pub(super) fn raw(&self) -> sys::CUstream {
-        self.0
+        self.raw
     }
 
     /// Waits until everything has run.
     pub(super) fn synchronize(&self) -> Result<()> {
         // SAFETY: the stream lives.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0) })
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.raw) })
     }
 
     /// Launches a kernel; nothing where the grid is empty.
@@ -243,21 +248,27 @@ impl Stream {
         if grid.x == 0 || grid.y == 0 {
             return Ok(());
         }
-        // SAFETY: as this function's contract.
-        check("cuLaunchKernel", unsafe {
-            sys::cuLaunchKernel(
-                function.0,
-                grid.x,
-                grid.y,
-                1,
-                grid.block,
-                1,
-                1,
-                grid.shared,
-                self.0,
-                params.as_mut_ptr(),
-                ptr::null_mut(),
-            )
+        use sys::CUlaunchAttributeID_enum as Id;
+        let mut attribute = sys::CUlaunchAttribute {
+            id: Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.x,
+            gridDimY: grid.y,
+            gridDimZ: 1,
+            blockDimX: grid.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.raw,
+            attrs: &mut attribute,
+            numAttrs: u32::from(self.overlaps),
+        };
+        // SAFETY: as this function's contract; the attribute outlives the call.
+        check("cuLaunchKernelEx", unsafe {
+            sys::cuLaunchKernelEx(&config, function.0, params.as_mut_ptr(), ptr::null_mut())
         })
     }
 
@@ -279,7 +290,7 @@ impl Stream {
         }
         // SAFETY: as this function's contract; the range is within `source`.
         check("cuMemcpyHtoDAsync", unsafe {
-            sys::cuMemcpyHtoDAsync_v2(to, source.ptr.add(from).cast(), bytes, self.0)
+            sys::cuMemcpyHtoDAsync_v2(to, source.ptr.add(from).cast(), bytes, self.raw)
         })
     }
 
@@ -297,7 +308,7 @@ impl Stream {
         assert!(bytes <= target.len, "a copy is within the host's buffer");
         // SAFETY: as this function's contract; the range is within `target`.
         check("cuMemcpyDtoHAsync", unsafe {
-            sys::cuMemcpyDtoHAsync_v2(target.ptr.cast(), from, bytes, self.0)
+            sys::cuMemcpyDtoHAsync_v2(target.ptr.cast(), from, bytes, self.raw)
         })
     }
 
@@ -312,19 +323,19 @@ impl Stream {
         bytes: usize,
     ) -> Result<()> {
         // SAFETY: as this function's contract.
-        check("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.0) })
+        check("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.raw) })
     }
 
     /// Records instead of running what `launch` adds to this stream, and makes a graph of it.
     pub(super) fn capture(&self, launch: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives and is not capturing.
-        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.0, mode) })?;
+        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.raw, mode) })?;
         let launched = launch();
         let mut graph = ptr::null_mut();
         // SAFETY: this stream is capturing; the capture must end whether launches failed or not.
         let ended =
-            check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.0, &mut graph) });
+            check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.raw, &mut graph) });
         let instantiated = launched.and(ended).and_then(|()| {
             let mut exec = ptr::null_mut();
             // SAFETY: the graph was just captured.
@@ -343,14 +354,14 @@ impl Stream {
     /// Runs a graph that was captured on this device.
     pub(super) fn launch_graph(&self, graph: &Graph) -> Result<()> {
         // SAFETY: both live; the backend keeps every address that was captured.
-        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.0, self.0) })
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.0, self.raw) })
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         // SAFETY: made here, destroyed once.
-        let _ = unsafe { sys::cuStreamDestroy_v2(self.0) };
+        let _ = unsafe { sys::cuStreamDestroy_v2(self.raw) };
     }
 }
 
@@ -378,7 +389,7 @@ impl Event {
 
     pub(super) fn record(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both live.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(self.0, stream.0) })
+        check("cuEventRecord", unsafe { sys::cuEventRecord(self.0, stream.raw) })
     }
 
     /// Waits for what was recorded last; at once if nothing was.

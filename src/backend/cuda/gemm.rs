@@ -1,7 +1,7 @@
 //! Matrix products in bf16, by cuBLASLt: `y = x W^T`, or `y += x W^T`, sums in f32.
 //!
-//! Rows are rounded up to a few sizes, so that the algorithm chosen for a size once (`tune`) serves
-//! every step; what the rows past the step's give is never read.
+//! Rows are rounded up to a few sizes; what the rows past the step's give is never read. An
+//! algorithm is chosen once for a class of sizes (`tune`) and serves all of them.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -29,6 +29,16 @@ pub(super) fn padded_rows(rows: usize) -> usize {
     }
 }
 
+/// Rows, at most so many, that stand for theirs where an algorithm is chosen: each power of two
+/// and the middle of the way to the next.
+fn class_rows(rows: usize) -> usize {
+    if rows <= 64 {
+        return rows;
+    }
+    let power = 1 << rows.ilog2();
+    if rows >= power + power / 2 { power + power / 2 } else { power }
+}
+
 /// One product.
 #[derive(Clone, Copy)]
 pub(super) struct Product {
@@ -54,6 +64,8 @@ pub(super) struct Size {
 /// cuBLASLt, and what was chosen for each size.
 pub(super) struct Gemm {
     plans: HashMap<Size, Plan>,
+    /// By class of sizes.
+    chosen: HashMap<Size, sys::cublasLtMatmulAlgo_t>,
     choices: Choices,
     handle: Handle,
     workspace: DevicePtr,
@@ -79,7 +91,7 @@ impl Gemm {
         let handle = Handle(raw);
         // SAFETY: the library is there.
         let choices = Choices::new(device, unsafe { sys::cublasLtGetVersion() });
-        Ok(Self { plans: HashMap::new(), choices, handle, workspace })
+        Ok(Self { plans: HashMap::new(), chosen: HashMap::new(), choices, handle, workspace })
     }
 
     /// Chooses an algorithm for the product's size, unless there is one.
@@ -92,21 +104,45 @@ impl Gemm {
             return Ok(());
         }
         let mut plan = Plan::new(size)?;
+        // SAFETY: as this function's contract.
+        let chosen = unsafe { self.choose(stream, product)? };
+        plan.algorithm = match plan.takes(&self.handle, &chosen) {
+            true => chosen,
+            false => *plan.candidates(&self.handle)?.first().ok_or_else(|| no_algorithm(size))?,
+        };
+        self.plans.insert(size, plan);
+        Ok(())
+    }
+
+    /// The algorithm of the class that the product's size is of.
+    ///
+    /// # Safety
+    /// As for `prepare`.
+    unsafe fn choose(
+        &mut self,
+        stream: &Stream,
+        product: &Product,
+    ) -> Result<sys::cublasLtMatmulAlgo_t> {
+        let size = Size { rows: class_rows(product.size.rows), ..product.size };
+        if let Some(chosen) = self.chosen.get(&size) {
+            return Ok(*chosen);
+        }
+        let (plan, product) = (Plan::new(size)?, Product { size, ..*product });
         let known = self.choices.read(size).filter(|known| plan.takes(&self.handle, known));
-        plan.algorithm = match known {
+        let chosen = match known {
             Some(known) => known,
             None => {
                 let candidates = plan.candidates(&self.handle)?;
-                // SAFETY: as this function's contract.
-                let launch = |a: &_| unsafe { self.launch(stream, product, &plan, a) };
+                // SAFETY: as this function's contract; the class has no more rows than the product.
+                let launch = |a: &_| unsafe { self.launch(stream, &product, &plan, a) };
                 let fastest = tune::fastest(stream, &candidates, &launch)?;
                 let fastest = fastest.ok_or_else(|| no_algorithm(size))?;
                 self.choices.write(size, &fastest);
                 fastest
             }
         };
-        self.plans.insert(size, plan);
-        Ok(())
+        self.chosen.insert(size, chosen);
+        Ok(chosen)
     }
 
     /// Adds a product to the stream; its size was prepared.
@@ -344,5 +380,12 @@ mod tests {
     fn rows_are_padded_to_few_sizes() {
         let padded = [1, 2, 3, 5, 16, 17, 33, 64, 65, 2048].map(padded_rows);
         assert_eq!(padded, [1, 2, 4, 8, 16, 32, 48, 64, 128, 2048]);
+    }
+
+    #[test]
+    fn classes_are_few_and_not_larger_than_their_sizes() {
+        let classes = [1, 48, 64, 128, 192, 320, 448, 1024, 8128].map(class_rows);
+        assert_eq!(classes, [1, 48, 64, 128, 192, 256, 384, 1024, 6144]);
+        assert!((1..9000).all(|rows| class_rows(rows) <= rows && 3 * class_rows(rows) >= 2 * rows));
     }
 }

@@ -41,8 +41,18 @@ pub(super) const PROGRAMS: &[Source] = sources![
 /// For devices of compute capability 9.0 alone.
 const HOPPER: &str = "prefill_sm90.cu";
 /// What programs include.
-pub(super) const HEADERS: &[Source] =
-    sources!["args.cuh", "ptx.cuh", "reduce.cuh", "tensor.cuh", "types.cuh"];
+pub(super) const HEADERS: &[Source] = sources![
+    "args.cuh",
+    "candidates.cuh",
+    "histogram.cuh",
+    "noise.cuh",
+    "ptx.cuh",
+    "reduce.cuh",
+    "row.cuh",
+    "sampler.cuh",
+    "tensor.cuh",
+    "types.cuh",
+];
 
 /// One kernel for each type of a checkpoint's weights.
 #[derive(Clone, Copy)]

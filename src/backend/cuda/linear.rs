@@ -1,9 +1,13 @@
 //! Linear layers and tables as they lie on the device: `[rows, cols]`, row-major.
 
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
 use super::driver::{Context, DevicePtr, Stream};
 use super::memory::{Arena, too_large};
+use super::rows::for_each;
 use super::upload::{HALF, Uploader};
-use crate::backend::{ComputeType, DType, LinearPart, LinearSpec};
+use crate::backend::{ComputeType, DType, LinearPart, LinearSpec, RowSource};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A linear layer or table.
@@ -73,34 +77,19 @@ impl Packer<'_> {
         }
     }
 
-    /// Reads and uploads as many rows at a time as go into half of the staging memory.
+    /// Uploads as many rows at a time as go into half of the staging memory, where several threads
+    /// write them.
     fn upload_part(&mut self, part: &LinearPart, dtype: DType, to: DevicePtr) -> Result<()> {
-        let source = &part.weight;
-        let (cols, given) = (source.cols(), source.dtype());
+        let source = part.weight.as_ref();
+        let cols = source.cols();
         let step = (HALF / (cols * size_of::<f32>())).max(1);
-        let mut raw = Vec::new();
-        let mut wide = Vec::new();
-        if given != dtype {
-            raw.try_reserve_exact(step * cols * given.size())?;
-            wide.try_reserve_exact(step * cols)?;
-        }
         for start in (0..source.rows()).step_by(step) {
             let rows = start..(start + step).min(source.rows());
-            let len = rows.len() * cols;
-            let fill = |out: &mut [u8]| {
-                if given == dtype {
-                    return source.read_rows(rows, out);
-                }
-                raw.resize(len * given.size(), 0);
-                wide.resize(len, 0.0);
-                source.read_rows(rows, &mut raw)?;
-                given.widen(&raw, &mut wide);
-                narrow(&wide, dtype, out);
-                Ok(())
-            };
+            let bytes = rows.len() * cols * dtype.size();
             let at = to + (start * cols * dtype.size()) as u64;
+            let fill = |out: &mut [u8]| read_rows(source, rows, dtype, out);
             // SAFETY: the rows lie within what `pack` took for the layer.
-            unsafe { self.uploader.upload(self.stream, at, len * dtype.size(), fill)? };
+            unsafe { self.uploader.upload(self.stream, at, bytes, fill)? };
         }
         Ok(())
     }
@@ -120,6 +109,49 @@ impl Packer<'_> {
         assert_eq!(bias.len(), rows, "a bias has an entry a row");
         self.floats(&bias, name)
     }
+}
+
+/// Reads rows as `dtype`, on several threads; the first error of any.
+fn read_rows(
+    source: &dyn RowSource,
+    rows: Range<usize>,
+    dtype: DType,
+    out: &mut [u8],
+) -> Result<()> {
+    let row_bytes = source.cols() * dtype.size();
+    let piece = (source.piece_bytes() / row_bytes.max(1)).max(1);
+    let failed = Mutex::new(Ok(()));
+    for_each(out, piece * row_bytes, &|i, out| {
+        let first = rows.start + i * piece;
+        let read = read_piece(source, first..(first + piece).min(rows.end), dtype, out);
+        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed.is_ok() {
+            *failed = read;
+        }
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read_piece(
+    source: &dyn RowSource,
+    rows: Range<usize>,
+    dtype: DType,
+    out: &mut [u8],
+) -> Result<()> {
+    let given = source.dtype();
+    if given == dtype {
+        return source.read_rows(rows, out);
+    }
+    let len = rows.len() * source.cols();
+    let (mut raw, mut wide) = (Vec::new(), Vec::new());
+    raw.try_reserve_exact(len * given.size())?;
+    raw.resize(len * given.size(), 0);
+    wide.try_reserve_exact(len)?;
+    wide.resize(len, 0.0);
+    source.read_rows(rows, &mut raw)?;
+    given.widen(&raw, &mut wide);
+    narrow(&wide, dtype, out);
+    Ok(())
 }
 
 /// Rounds f32 to `dtype`, f32 or bf16.

@@ -159,6 +159,8 @@ struct StepMemory {
     logits: DevicePtr,
     /// Partial sums of products, and partial results of attention.
     partial: DevicePtr,
+    /// A word that blocks of skinny products draw units of work by; 0 between launches.
+    tickets: DevicePtr,
     /// As `logits`, after changes.
     edited: DevicePtr,
     /// As `logits`, on the host.
@@ -208,7 +210,7 @@ impl CudaBackend {
         let device = probe::device(options.ordinal)?;
         let context = Context::retain(device.handle)?;
         let (free_at_start, _) = context.memory()?;
-        let stream = Stream::new()?;
+        let stream = Stream::new(device.overlaps())?;
         let kernels = Kernels::load(&device, options.compute)?;
         let mut arena = Arena::default();
         let gemm = match options.compute {

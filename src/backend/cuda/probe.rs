@@ -47,7 +47,7 @@ const FUNCTIONS: &[&[u8]] = &[
     b"cuModuleUnload\0",
     b"cuModuleGetFunction\0",
     b"cuFuncSetAttribute\0",
-    b"cuLaunchKernel\0",
+    b"cuLaunchKernelEx\0",
     b"cuTensorMapEncodeTiled\0",
     b"cuGraphInstantiateWithFlags\0",
     b"cuGraphDestroy\0",
@@ -73,6 +73,11 @@ impl Device {
     /// Whether it runs kernels for sm_90a.
     pub(super) fn is_hopper(&self) -> bool {
         self.capability == (9, 0)
+    }
+
+    /// Whether a kernel may begin before the one before it has ended.
+    pub(super) fn overlaps(&self) -> bool {
+        self.capability.0 >= 9
     }
 
     /// What NVRTC calls the device's instructions. Families of 9 and 10 have instructions that

@@ -11,6 +11,14 @@ use crate::error::Result;
 const TILE: usize = 64;
 /// Most rows of a skinny product.
 pub(super) const SKINNY_ROWS: usize = 16;
+/// Outputs of a unit of the skinny kernel's work.
+const SKINNY_OUTPUTS: usize = 16;
+/// Its blocks that a multiprocessor holds at once: each takes one unit after another.
+const SKINNY_BLOCKS: usize = 2;
+/// Fewest inputs of a split.
+const SPLIT_INPUTS: usize = 1024;
+/// How much more of the device further splits must use: their sums are one more launch.
+const SPLIT_GAIN: f64 = 1.1;
 
 impl Launcher<'_> {
     /// `y = x W^T + b`, or `y +=`; `x` has `rows` rows, of bf16 in that precision.
@@ -78,21 +86,26 @@ impl Launcher<'_> {
         let splits = splits(linear, self.backend.device.multiprocessors);
         let (weight, bias) = (linear.weight, linear.bias);
         let (n, k, accumulate) = (linear.rows as u32, linear.cols as u32, u32::from(accumulate));
+        let tickets = self.memory.tickets;
         for first in (0..rows).step_by(SKINNY_ROWS) {
             let some = SKINNY_ROWS.min(rows - first);
             let x = x + (first * linear.cols * 2) as u64;
             let y = y + (first * linear.rows * 4) as u64;
             let m = some as u32;
             let kernel = tensor.skinny_gemm[usize::from(some > 8)];
-            let grid = Grid::new(linear.rows.div_ceil(16), splits, BLOCK);
+            let units = linear.rows.div_ceil(SKINNY_OUTPUTS) * splits;
+            let slots = SKINNY_BLOCKS * self.backend.device.multiprocessors;
+            let grid = Grid::new(units.min(slots), 1, BLOCK);
+            let splits = splits as u32;
             let partial = if splits == 1 { 0 } else { self.memory.partial };
             // SAFETY: `y` is `[rows, n]`, `x` `[rows, k]`, the weight `[n, k]`, the bias `[n]` or
             // none; partial sums have room for every layer's splits.
             unsafe {
-                let params = params![y, x, weight, bias, partial, m, n, k, accumulate];
+                let params =
+                    params![y, x, weight, bias, partial, tickets, m, n, k, accumulate, splits];
                 stream.launch(kernel, grid, params)?;
                 if splits > 1 {
-                    let (sum, splits) = (tensor.skinny_sum, splits as u32);
+                    let sum = tensor.skinny_sum;
                     let grid = Grid::new(linear.rows.div_ceil(256), some, BLOCK);
                     stream.launch(sum, grid, params![y, bias, partial, splits, n, accumulate])?;
                 }
@@ -112,13 +125,20 @@ impl CudaBackend {
 }
 
 /// Parts that a skinny product's sums are cut into: where its outputs alone would leave the device
-/// idle.
+/// idle for a good part of the time.
 pub(super) fn splits(linear: &Linear, multiprocessors: usize) -> usize {
-    let blocks = linear.rows.div_ceil(16);
-    if blocks >= 2 * multiprocessors || linear.cols < 2048 {
-        return 1;
-    }
-    (linear.cols / 1024).min((2 * multiprocessors).div_ceil(blocks))
+    let slots = SKINNY_BLOCKS * multiprocessors;
+    let used = |splits: usize| {
+        let units = linear.rows.div_ceil(SKINNY_OUTPUTS) * splits;
+        units as f64 / units.next_multiple_of(slots) as f64
+    };
+    let most = (linear.cols / SPLIT_INPUTS).max(1);
+    (2..=most).fold(
+        1,
+        |best, splits| {
+            if used(splits) > SPLIT_GAIN * used(best) { splits } else { best }
+        },
+    )
 }
 
 /// The size that a product of `rows` is computed with.
@@ -134,7 +154,8 @@ mod tests {
     #[test]
     fn sums_are_cut_where_outputs_are_few() {
         let linear = |rows, cols| Linear { weight: 0, bias: 0, rows, cols, dtype: DType::Bf16 };
-        assert_eq!(splits(&linear(4096, 14336), 132), 2);
+        assert_eq!(splits(&linear(4096, 14336), 132), 1);
+        assert_eq!(splits(&linear(6144, 4096), 132), 2);
         assert_eq!(splits(&linear(1024, 4096), 132), 4);
         assert_eq!(splits(&linear(1024, 1024), 132), 1);
         assert_eq!(splits(&linear(128_256, 4096), 132), 1);

@@ -38,6 +38,7 @@ impl CudaBackend {
         num_blocks: usize,
     ) -> Result<()> {
         assert!(self.kv.is_none(), "allocate is called once");
+        let tickets = self.packer().floats(&[0.0], "tickets")?;
         // Everything is on the device before its staging memory goes.
         self.stream.synchronize()?;
         self.uploader = None;
@@ -65,6 +66,7 @@ impl CudaBackend {
             gathered,
             logits,
             partial,
+            tickets,
             edited,
             logits_host,
             draws,

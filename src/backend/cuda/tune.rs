@@ -1,6 +1,6 @@
 //! Which of cuBLASLt's algorithms computes a product: the fastest of those that the library
-//! proposes, timed when a size comes for the first time on a machine, and kept on disk. An engine
-//! that starts again computes every size as it did before, and so comes to the same bits.
+//! proposes, timed when a class of sizes comes for the first time on a machine, and kept on disk.
+//! An engine that starts again computes every size as it did before, and so comes to the same bits.
 //!
 //! A choice's file is named after everything that it depends on, and is written and checked as a
 //! cubin's is; one that is damaged, or that the library does not take, is timed again.

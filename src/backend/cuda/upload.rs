@@ -5,7 +5,7 @@ use super::driver::{DevicePtr, Event, Pinned, Stream};
 use crate::error::Result;
 
 /// Bytes of each half.
-pub(super) const HALF: usize = 8 << 20;
+pub(super) const HALF: usize = 16 << 20;
 
 /// The halves, and when each was last copied.
 pub(super) struct Uploader {

@@ -15,11 +15,17 @@ pub(super) const MAX_WINDOWS: usize = 2;
 pub(super) const HEAD_DIMS: [usize; 6] = [64, 80, 96, 128, 192, 256];
 /// Rows of a tile of the kernels for Hopper, whatever the head size.
 const HOPPER_ROWS: usize = 128;
-/// Pieces for each multiprocessor.
-const PIECES: usize = 3;
+/// Blocks of `decode_attention` that a multiprocessor holds at once.
+const BLOCKS: usize = 3;
 /// Shortest piece, in positions; lengths are multiples of `STEP`.
 const SHORTEST: usize = 64;
 const STEP: usize = 16;
+/// What a piece costs beside its positions, and what it costs to put pieces together, in positions.
+const START: usize = 32;
+const MERGE: usize = 48;
+/// Most pieces of the longest row that are tried, and most rounds in which the device holds all
+/// pieces; from so many rounds on whole rows leave it idle for a short while only.
+const TRIES: usize = 4;
 /// The piece is its row's only one.
 const WHOLE: u32 = u32::MAX;
 
@@ -35,7 +41,7 @@ impl Room {
     /// For steps of `rows` rows and `seqs` sequences on `multiprocessors`.
     pub(super) fn new(rows: usize, seqs: usize, multiprocessors: usize) -> Self {
         Self {
-            pieces: 2 * seqs + PIECES * multiprocessors,
+            pieces: 3 * seqs + BLOCKS * multiprocessors,
             merges: seqs,
             tiles: rows.div_ceil(SHORTEST) + seqs,
         }
@@ -79,14 +85,13 @@ pub(super) fn head_groups(spec: &Attention) -> usize {
     heads.num_kv_heads * (heads.num_heads / heads.num_kv_heads).div_ceil(16)
 }
 
-/// Pieces that fill the device.
-fn wanted_pieces(spec: &Attention, multiprocessors: usize) -> usize {
-    (PIECES * multiprocessors / head_groups(spec)).max(1)
-}
-
-/// Blocks along the pieces: of a graph, for any step that it may serve.
+/// Blocks along the pieces of a graph, for any step that it may serve: a block takes further
+/// pieces where there are more.
 pub(super) fn piece_blocks(spec: &Attention, layout: &Layout, multiprocessors: usize) -> usize {
-    2 * layout.rows + wanted_pieces(spec, multiprocessors)
+    let held = (BLOCKS * multiprocessors).div_ceil(head_groups(spec));
+    // A block looks at the place of its first piece before it knows that there is one.
+    let room = Room::new(layout.rows, layout.rows, multiprocessors).pieces;
+    layout.rows.max(2 * held).min(room)
 }
 
 impl WorkLists {
@@ -113,8 +118,8 @@ impl WorkLists {
                 self.plan_tiles(seqs);
             }
             if self.index(spec).is_none() && self.num_windows < MAX_WINDOWS {
-                let wanted = wanted_pieces(spec, multiprocessors);
-                self.windows[self.num_windows].plan(spec.sliding_window, seqs, wanted);
+                let lists = &mut self.windows[self.num_windows];
+                lists.plan(spec.sliding_window, seqs, head_groups(spec), multiprocessors);
                 self.num_windows += 1;
             }
         }
@@ -148,36 +153,86 @@ impl WorkLists {
     }
 }
 
+/// Where a row is cut: from `base` on, every `part` positions.
+struct Cut {
+    base: usize,
+    part: usize,
+    count: usize,
+}
+
+impl Cut {
+    /// Of positions `begin .. end` into equal pieces of at most `length`, a multiple of `STEP`.
+    fn new((begin, end): (usize, usize), length: usize) -> Self {
+        let base = begin / STEP * STEP;
+        let seen = end - base;
+        let part = seen.div_ceil(seen.div_ceil(length)).next_multiple_of(STEP);
+        Self { base, part, count: seen.div_ceil(part) }
+    }
+}
+
 impl WindowLists {
-    fn plan(&mut self, window: Option<usize>, seqs: &[SeqInput], wanted: usize) {
+    fn plan(
+        &mut self,
+        window: Option<usize>,
+        seqs: &[SeqInput],
+        head_groups: usize,
+        multiprocessors: usize,
+    ) {
         self.window = window;
         self.pieces.clear();
         self.merges.clear();
-        let rows = || seqs.iter().zip(0_u32..).filter(|(seq, _)| seq.query_len == 1);
-        let seen = |seq: &SeqInput| {
-            let end = seq.context_len + 1;
-            (window.map_or(0, |window| end.saturating_sub(window)), end)
-        };
-        let total: usize = rows().map(|(seq, _)| seen(seq).1 - seen(seq).0).sum();
-        let length = total.div_ceil(wanted).next_multiple_of(STEP).max(SHORTEST);
+        let length = self.best_length(seqs, head_groups, multiprocessors);
         let mut places = 0;
-        for (seq, i) in rows() {
-            let (begin, end) = seen(seq);
+        for (seq, i) in seqs.iter().zip(0_u32..).filter(|(seq, _)| seq.query_len == 1) {
+            let (begin, end) = self.seen(seq);
             let row = seq.query_start as u32;
-            let cuts = begin / length + 1..end.div_ceil(length);
-            if cuts.start >= cuts.end {
+            let cut = Cut::new((begin, end), length);
+            if cut.count == 1 {
                 self.pieces.push([i, row, begin as u32, end as u32, WHOLE, 0, 0, 0]);
                 continue;
             }
             let first = places;
-            let mut from = begin;
-            for to in cuts.map(|cut| cut * length).chain([end]) {
-                self.pieces.push([i, row, from as u32, to as u32, places, 0, 0, 0]);
+            for piece in 0..cut.count {
+                let from = (cut.base + piece * cut.part).max(begin) as u32;
+                let to = (cut.base + (piece + 1) * cut.part).min(end) as u32;
+                self.pieces.push([i, row, from, to, places, 0, 0, 0]);
                 places += 1;
-                from = to;
             }
             self.merges.push([i, row, first, places, 0, 0, 0, 0]);
         }
+    }
+
+    /// What the one row of a sequence attends to.
+    fn seen(&self, seq: &SeqInput) -> (usize, usize) {
+        let end = seq.context_len + 1;
+        (self.window.map_or(0, |window| end.saturating_sub(window)), end)
+    }
+
+    /// The length of pieces with which all of them are done soonest: the device holds so many at
+    /// once, and every round of them takes as long as its longest piece.
+    fn best_length(&self, seqs: &[SeqInput], head_groups: usize, multiprocessors: usize) -> usize {
+        let held = BLOCKS * multiprocessors;
+        let rows = || seqs.iter().filter(|seq| seq.query_len == 1).map(|seq| self.seen(seq));
+        let longest = rows().map(|(begin, end)| end - begin).max().unwrap_or(0);
+        let total: usize = rows().map(|(begin, end)| end - begin).sum();
+        if total * head_groups >= TRIES * held * longest {
+            return longest.next_multiple_of(STEP) + STEP;
+        }
+        let count = rows().count();
+        let room = Room::new(0, seqs.len(), multiprocessors).pieces;
+        let by_row = (1..=TRIES).map(|pieces| longest.div_ceil(pieces));
+        let by_round = (1..=TRIES).map(|rounds| (total * head_groups).div_ceil(rounds * held));
+        let lengths = by_round.chain(by_row);
+        let lengths = lengths.map(|length| length.next_multiple_of(STEP).max(SHORTEST));
+        let cost = |&length: &usize| {
+            let cuts = rows().map(|row| Cut::new(row, length));
+            let (pieces, longest) = cuts
+                .fold((0, 0), |(pieces, longest), cut| (pieces + cut.count, cut.part.max(longest)));
+            let rounds = (pieces * head_groups).div_ceil(held);
+            let merge = if pieces > count { MERGE } else { 0 };
+            (pieces > room, rounds * (longest + START) + merge)
+        };
+        lengths.min_by_key(cost).unwrap_or(SHORTEST)
     }
 }
 

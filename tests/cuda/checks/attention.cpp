@@ -153,6 +153,14 @@ CHECK(rope_and_cache_writes) {
       rope<float>(c, "rope_write_kv_f32", {3, 1, 48}, block_size, 16, norm);
       rope<bf16>(c, "rope_write_kv_bf16", {8, 2, 128}, block_size, 128, norm);
       rope<bf16>(c, "rope_write_kv_bf16", {2, 2, 80}, block_size, 0, norm);
+      // Heads of more than one access a lane, partly turned, and such that do not lie aligned.
+      rope<bf16>(c, "rope_write_kv_bf16", {2, 1, 256}, block_size, 256, norm);
+      rope<bf16>(c, "rope_write_kv_bf16", {2, 1, 128}, block_size, 32, norm);
+      rope<bf16>(c, "rope_write_kv_bf16", {3, 1, 80}, block_size, 80, norm);
+      rope<float>(c, "rope_write_kv_f32", {2, 1, 96}, block_size, 72, norm);
+      rope<bf16>(c, "rope_write_kv_bf16", {2, 1, 96}, block_size, 6, norm);
+      rope<bf16>(c, "rope_write_kv_bf16", {1, 1, 33}, block_size, 10, norm);
+      rope<float>(c, "rope_write_kv_f32", {1, 1, 150}, block_size, 150, norm);
     }
   }
 }

@@ -116,9 +116,14 @@ void decode(Check& c, Heads h, u32 block_size, u32 split, const How& how, u32 lo
   c.run(name, {blocks, tiles}, warps * 32, shared,
         s.args(dwork.pointer(), count.pointer(), partial.pointer()));
   if (!merges.empty()) {
-    c.run(std::string("attention_merge") + suffix<O>(), {2, h.heads}, 128, 0,
+    const u32 merge_blocks = static_cast<u32>(std::max<size_t>(merges.size() - 1, 1));
+    c.run(std::string("attention_merge") + suffix<O>(), {merge_blocks, h.heads}, 128, 0,
           s.args(dmerges.pointer(), merge_count.pointer(), partial.pointer()));
   }
+  // Graphs launch blocks for which there is no work.
+  auto none = c.put(std::vector<u32>{0});
+  c.run(name, {blocks, tiles}, warps * 32, shared,
+        s.args(dwork.pointer(), none.pointer(), partial.pointer()));
   c.near(s.out, s.want, kAbsolute, 0x1p-7f);
 }
 
@@ -182,7 +187,13 @@ CHECK(decode_head_sizes) {
   for (u32 d : {64u, 80u, 96u, 128u, 192u, 256u}) {
     decode<bf16>(c, {4, 2, d}, 16, 64, {});
     decode<float>(c, {3, 1, d}, 24, 1024, {0, 2, true});
+    // Each way in which warps share partials.
+    for (u32 pieces : {17u, 70u}) {
+      decode<bf16>(c, {1, 1, d}, 16, 16, {0, 0, true}, pieces * 16 - 1);
+    }
   }
+  decode<float>(c, {4, 1, 128}, 16, 144, {200, 0, true}, 290);
+  decode<bf16>(c, {20, 1, 128}, 16, 64, {0, 0, true});
 }
 
 CHECK(decode_variants) {
@@ -191,11 +202,18 @@ CHECK(decode_variants) {
   }
   // Pieces long enough for the two stages to alternate in every warp.
   for (u32 block_size : {8u, 24u}) decode<bf16>(c, {4, 1, 64}, block_size, 512, {}, 300);
-  decode<float>(c, {4, 1, 128}, 16, 144, {200, 0, true}, 290);
+  decode<float>(c, {4, 1, 64}, 16, 144, {200, 0, true}, 290);
   // Groups of one head, of seven, and of more than the tensor core has rows.
   decode<float>(c, {2, 2, 64}, 16, 64, {});
   decode<float>(c, {7, 1, 64}, 16, 16, {});
-  decode<bf16>(c, {20, 1, 128}, 16, 64, {0, 0, true});
+  decode<bf16>(c, {20, 1, 64}, 16, 64, {0, 0, true});
+}
+
+// As many partials as are on their way at once, and more.
+CHECK(decode_merges) {
+  for (u32 pieces : {2u, 17u, 33u, 70u}) {
+    decode<bf16>(c, {2, 1, 64}, 16, 16, {}, pieces * 16 - 1);
+  }
 }
 
 CHECK(prefill_head_sizes) {

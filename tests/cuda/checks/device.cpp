@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <future>
 #include <sstream>
 #include <stdexcept>
 
@@ -114,16 +115,23 @@ Device::Device(const std::string& cuda, const std::string& nvrtc,
   for (const auto& folder : folders) {
     for (const auto& file : files(folder, ".cuh")) headers[file] = read_file(folder + "/" + file);
   }
+  std::vector<std::future<std::string>> cubins;
   for (const auto& folder : folders) {
-    for (const auto& file : files(folder, ".cu")) compile(folder + "/" + file, headers);
+    for (const auto& file : files(folder, ".cu")) {
+      // A file for one architecture says so in its name.
+      if (file.find("sm90") != std::string::npos && capability_ != 90) continue;
+      cubins.push_back(std::async(std::launch::async, [this, path = folder + "/" + file, &headers] {
+        return compile(path, headers);
+      }));
+    }
   }
+  for (auto& cubin : cubins) load(cubin.get());
   std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
   compile_seconds_ = took.count();
 }
 
-void Device::compile(const std::string& path, const std::map<std::string, std::string>& headers) {
-  // A file for one architecture says so in its name.
-  if (path.find("sm90") != std::string::npos && capability_ != 90) return;
+std::string Device::compile(const std::string& path,
+                            const std::map<std::string, std::string>& headers) const {
   std::vector<const char*> texts, names;
   for (const auto& [name, text] : headers) {
     names.push_back(name.c_str());
@@ -150,8 +158,13 @@ void Device::compile(const std::string& path, const std::map<std::string, std::s
   std::string cubin(size, '\0');
   symbol<GetText>("nvrtcGetCUBIN")(program, &cubin[0]);
   symbol<int (*)(void**)>("nvrtcDestroyProgram")(&program);
+  return cubin;
+}
+
+void Device::load(const std::string& cubin) {
   void* module = nullptr;
-  check(symbol<int (*)(void**, const void*)>("cuModuleLoadData")(&module, cubin.data()), path);
+  auto from = symbol<int (*)(void**, const void*)>("cuModuleLoadData");
+  check(from(&module, cubin.data()), "cuModuleLoadData");
   auto get = symbol<int (*)(void**, void*, const char*)>("cuModuleGetFunction");
   for (const auto& name : names_in(cubin)) {
     void* function = nullptr;

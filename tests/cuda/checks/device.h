@@ -55,7 +55,10 @@ class Device {
   }
 
  private:
-  void compile(const std::string& path, const std::map<std::string, std::string>& headers);
+  // The cubin of a file.
+  std::string compile(const std::string& path,
+                      const std::map<std::string, std::string>& headers) const;
+  void load(const std::string& cubin);
   void start_timer();
   double stop_timer();
   void check(int result, const std::string& what) const;

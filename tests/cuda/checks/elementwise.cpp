@@ -126,7 +126,7 @@ void fill(Check& c, const char* name, u32 elements) {
 }  // namespace
 
 CHECK(embeddings) {
-  for (auto [rows, width] : {std::pair<u32, u32>{1, 1}, {3, 63}, {2, 256}, {5, 1027}}) {
+  for (auto [rows, width] : {std::pair<u32, u32>{1, 1}, {3, 63}, {2, 256}, {5, 1027}, {2, 4100}}) {
     embed<float>(c, "f32", rows, width, 9);
     embed<bf16>(c, "bf16", rows, width, 9);
     embed<f16>(c, "f16", rows, width, 9);
@@ -171,7 +171,7 @@ CHECK(conversions) {
 }
 
 CHECK(gathers) {
-  for (u32 width : {1u, 77u, 512u, 1030u}) {
+  for (u32 width : {1u, 77u, 512u, 1030u, 4100u}) {
     gather<float, float>(c, "gather_rows_f32_f32", 7, width);
     gather<float, bf16>(c, "gather_rows_f32_bf16", 7, width);
     gather<bf16, bf16>(c, "gather_rows_bf16_bf16", 7, width);

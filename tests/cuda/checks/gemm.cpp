@@ -105,12 +105,17 @@ void skinny(Check& c, u32 rows, u32 n, u32 k, u32 splits) {
     auto want = product(wide_x, wide_w, with_bias ? bias : std::vector<float>{},
                         accumulate ? y : std::vector<float>{}, rows, n, k);
     auto dy = c.put(y);
+    auto tickets = c.put(std::vector<u32>{0});
     u64 b = with_bias ? dbias.pointer() : kNull, p = splits > 1 ? partial.pointer() : kNull;
-    c.run(name, {ceil_div(n, 16), splits}, 256, 0, dy, dx, dw, b, p, rows, n, k, accumulate);
+    // A block each and one too many, or several each.
+    const u32 units = ceil_div(n, 16) * splits;
+    const u32 blocks = accumulate ? ceil_div(units, 3) : units + 1;
+    c.run(name, {blocks}, 256, 0, dy, dx, dw, b, p, tickets, rows, n, k, accumulate, splits);
     if (splits > 1) {
       c.run("skinny_sum", {ceil_div(n, 256), rows}, 256, 0, dy, b, p, splits, n, accumulate);
     }
     c.near(dy, want, 2e-5f * std::sqrt(static_cast<float>(k)), 1e-5f);
+    c.equal(tickets, std::vector<u32>{0});
   }
 }
 
@@ -130,9 +135,12 @@ CHECK(gemm_skinny_rows_are_independent) {
   auto x = random.normals<bf16>(rows * k), w = random.normals<bf16>(n * k);
   auto dw = c.put(w);
   auto all = c.room<float>(rows * n), one = c.room<float>(n);
-  c.run("skinny_gemm_16", {2, 1}, 256, 0, all, c.put(x), dw, kNull, kNull, rows, n, k, 0u);
+  auto tickets = c.put(std::vector<u32>{0});
+  c.run("skinny_gemm_16", {1}, 256, 0, all, c.put(x), dw, kNull, kNull,
+        tickets, rows, n, k, 0u, 1u);
   std::vector<bf16> last(x.end() - k, x.end());
-  c.run("skinny_gemm_8", {2, 1}, 256, 0, one, c.put(last), dw, kNull, kNull, 1u, n, k, 0u);
+  c.run("skinny_gemm_8", {2}, 256, 0, one, c.put(last), dw, kNull, kNull,
+        tickets, 1u, n, k, 0u, 1u);
   auto values = all.values();
   c.equal(one, std::vector<float>(values.end() - n, values.end()));
 }

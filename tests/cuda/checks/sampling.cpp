@@ -1,48 +1,8 @@
-// Choosing tokens.
+// Choosing tokens at random, and what is said about them.
 #include "check.h"
 
 #include <algorithm>
 #include <functional>
-
-CHECK(argmax_rows) {
-  for (u32 vocab : {1u, 31u, 511u, 513u, 5000u}) {
-    const u32 rows = 5;
-    Random random(vocab);
-    auto logits = random.normals(size_t{rows} * vocab, 4.0f);
-    logits[vocab - 1] = logits[vocab / 2] = 50;                    // equals: the first counts
-    for (u32 i = 0; i < vocab; i++) logits[vocab + i] = -1e30f;    // far below
-    for (u32 i = 0; i < vocab; i++) logits[2 * size_t{vocab} + i] = 3;  // all equal
-    logits[3 * size_t{vocab} + vocab / 2] = NAN;
-    std::vector<u32> tokens;
-    std::vector<float> maxima, sums;
-    for (u32 r = 0; r < rows; r++) {
-      const float* row = &logits[size_t{r} * vocab];
-      if (r == 3) {
-        tokens.push_back(kNone);
-        maxima.push_back(NAN);
-        sums.push_back(NAN);
-        continue;
-      }
-      const float* best = std::max_element(row, row + vocab);
-      double sum = 0;
-      for (u32 i = 0; i < vocab; i++) sum += std::exp(double{row[i]} - *best);
-      tokens.push_back(static_cast<u32>(best - row));
-      maxima.push_back(*best);
-      sums.push_back(static_cast<float>(*best + std::log(sum)));
-    }
-    c.shape(std::to_string(vocab));
-    auto token = c.room<u32>(rows);
-    auto top = c.room<float>(rows), sum = c.room<float>(rows);
-    auto d = c.put(logits);
-    c.run("argmax", {rows}, 512, 0, token, top, sum, d, vocab);
-    c.equal(token, tokens);
-    c.near(top, maxima, 0);
-    c.near(sum, sums, 1e-5f, 1e-6f);
-    auto again = c.room<u32>(rows);
-    c.run("argmax", {rows}, 512, 0, again, kNull, kNull, d, vocab);
-    c.equal(again, tokens);
-  }
-}
 
 namespace {
 
@@ -72,12 +32,15 @@ u64 mix(u64 x) {
   return x ^ (x >> 31);
 }
 
-double noisy(float z, u64 seed, u32 position, u32 token) {
+double uniform(u64 seed, u32 position, u32 token) {
   const u64 step = 0x9e3779b97f4a7c15ull;
   u64 key = mix(mix(seed + step) ^ position * step);
   u64 bits = mix(key + token * step) >> 12;
-  double v = static_cast<double>(2 * bits + 1) * 0x1p-53;
-  return double{z} - std::log(-std::log1p(-v));
+  return static_cast<double>(2 * bits + 1) * 0x1p-53;
+}
+
+double noisy(float z, u64 seed, u32 position, u32 token) {
+  return double{z} - std::log(-std::log1p(-uniform(seed, position, token)));
 }
 
 // By sorting, as src/sampling means it.
@@ -130,13 +93,17 @@ SampleRow plain(u64 seed) {
   return {seed, 17, 1, 0, 1, -INFINITY, 0, 0, 0, 0, 1, 0, 0, kNone, 0};
 }
 
-void sample(Check& c, u32 vocab, float spread, bool coarse) {
+// Every combination of filters, each over a row of its own; of them every `step`th.
+void sample(Check& c, const std::string& shape, u32 vocab, u32 step,
+            const std::function<std::vector<float>(Random&)>& row_of) {
   Random random(vocab);
   std::vector<SampleRow> rows;
+  u32 count = 0;
   for (float temperature : {0.0f, 0.7f, 1.5f}) {
-    for (u32 top_k : {0u, 1u, 5u, 40u, 1000000u}) {
+    for (u32 top_k : {0u, 1u, 5u, 40u, 900u, 1000000u}) {
       for (float top_p : {1.0f, 0.9f, 0.3f, 1e-9f}) {
         for (float min_p : {0.0f, 0.05f}) {
+          if (count++ % step != 0) continue;
           SampleRow how = plain(random.bits());
           how.temperature = temperature;
           how.top_k = top_k;
@@ -150,28 +117,130 @@ void sample(Check& c, u32 vocab, float spread, bool coarse) {
   std::vector<float> logits;
   std::vector<u32> want;
   for (const auto& how : rows) {
-    auto row = random.normals(vocab, spread);
-    // Many equals.
-    for (float& x : row) x = coarse ? std::round(x) : x;
+    auto row = row_of(random);
     want.push_back(sampled(row, how));
     logits.insert(logits.end(), row.begin(), row.end());
   }
-  c.shape(std::to_string(vocab) + (coarse ? " coarse" : ""));
+  c.shape(std::to_string(vocab) + " " + shape);
   auto token = c.room<u32>(rows.size());
   c.run("sample", {static_cast<u32>(rows.size())}, 1024, kShared, token, c.put(logits),
         c.put(rows), vocab);
   c.equal(token, want);
 }
 
+void sample_normal(Check& c, u32 vocab, float spread, u32 step = 1) {
+  sample(c, "normal", vocab, step, [&](Random& random) { return random.normals(vocab, spread); });
+}
+
+// Many equals.
+void sample_coarse(Check& c, u32 vocab, float spread, u32 step = 1) {
+  sample(c, "coarse", vocab, step, [&](Random& random) {
+    auto row = random.normals(vocab, spread);
+    for (float& x : row) x = std::round(x);
+    return row;
+  });
+}
+
 }  // namespace
 
 CHECK(sample_rows) {
   for (u32 vocab : {1u, 33u, 1500u}) {
-    sample(c, vocab, 3, false);
-    sample(c, vocab, 2, true);
+    sample_normal(c, vocab, 3);
+    sample_coarse(c, vocab, 2);
   }
-  // Flat: more tokens left than fit in shared memory.
-  sample(c, 4100, 0.3f, false);
+  for (u32 vocab : {1501u, 1502u, 1503u}) {
+    sample_normal(c, vocab, 3, 7);
+    sample_coarse(c, vocab, 2, 5);
+  }
+}
+
+// More tokens left than fit in shared memory, and rows of more than one turn of all threads.
+CHECK(sample_flat_rows) {
+  sample_normal(c, 4100, 0.3f);
+  sample_normal(c, 9001, 1.0f, 5);
+  sample_normal(c, 9002, 1e-3f, 5);
+  sample_normal(c, 9003, 1e-9f, 5);
+  sample_normal(c, 20003, 2.0f, 7);
+  sample_normal(c, 40000, 0.1f, 13);
+}
+
+CHECK(sample_rows_of_equals) {
+  for (u32 vocab : {6u, 2049u, 5003u}) {
+    sample_coarse(c, vocab, 0.7f, 5);
+    sample(c, "equal", vocab, 5, [&](Random&) { return std::vector<float>(vocab, 0.25f); });
+  }
+}
+
+CHECK(sample_steep_rows) {
+  for (u32 vocab : {1000u, 4097u}) {
+    sample(c, "one", vocab, 5, [&](Random& random) {
+      auto row = random.normals(vocab, 1);
+      row[random.below(vocab)] = 40;
+      return row;
+    });
+    sample(c, "masked", vocab, 5, [&](Random& random) {
+      auto row = random.normals(vocab, 2);
+      for (float& x : row) x = random.below(30) == 0 ? x : -INFINITY;
+      row[vocab / 2] = 1;
+      return row;
+    });
+    sample_normal(c, vocab, 1e4f, 7);
+    sample_normal(c, vocab, 1e37f, 7);
+    sample_normal(c, vocab, 30, 7);
+  }
+}
+
+// Weights must be added exactly where the last token under top_p, of thousands, is the one drawn.
+CHECK(sample_last_token_of_many) {
+  const u32 vocab = 9000;
+  std::vector<float> row(vocab);
+  for (u32 i = 1; i < vocab; i++) row[i] = i % 2 ? -1.0f : -1.5f;
+  const double odd = std::exp(-1.0), even = std::exp(-1.5), half = vocab / 2;
+  std::vector<SampleRow> rows;
+  std::vector<float> logits;
+  std::vector<u32> want;
+  for (float top_p : {0.7f, 0.8f, 0.95f}) {
+    const double total = 1 + half * odd + (half - 1) * even;
+    const u32 last = 2 * static_cast<u32>(std::ceil((top_p * total - 1 - half * odd) / even));
+    SampleRow how = plain(0);
+    how.top_p = top_p;
+    do {
+      how.seed++;
+    } while (uniform(how.seed, how.position, last) > 2e-4 || sampled(row, how) != last);
+    rows.push_back(how);
+    want.push_back(last);
+    logits.insert(logits.end(), row.begin(), row.end());
+  }
+  auto token = c.room<u32>(rows.size());
+  c.run("sample", {static_cast<u32>(rows.size())}, 1024, kShared, token, c.put(logits),
+        c.put(rows), vocab);
+  c.equal(token, want);
+}
+
+// So low a temperature that its inverse is not finite, and so high a one that all are alike.
+CHECK(sample_at_odd_temperatures) {
+  const u32 vocab = 3001;
+  Random random(5);
+  std::vector<float> logits;
+  std::vector<SampleRow> rows;
+  std::vector<u32> want;
+  for (float temperature : {1e-40f, 1e-37f, 1e-3f, 1e3f, 3e38f}) {
+    for (float top_p : {1.0f, 0.5f}) {
+      rows.push_back(plain(random.bits()));
+      rows.back().temperature = temperature;
+      rows.back().top_p = top_p;
+      auto row = random.normals(vocab, 1);
+      // At the highest temperature what is scaled rounds to 0, or to one of few values.
+      const float step = temperature > 1e30f ? 1e-7f : 0.5f;
+      for (float& x : row) x = std::round(x / step) * step;
+      want.push_back(sampled(row, rows.back()));
+      logits.insert(logits.end(), row.begin(), row.end());
+    }
+  }
+  auto token = c.room<u32>(rows.size());
+  c.run("sample", {static_cast<u32>(rows.size())}, 1024, kShared, token, c.put(logits),
+        c.put(rows), vocab);
+  c.equal(token, want);
 }
 
 CHECK(sample_rows_that_are_not_sane) {
@@ -208,7 +277,7 @@ CHECK(sample_distribution) {
 }
 
 CHECK(edits_of_rows) {
-  for (u32 vocab : {5u, 300u, 1000u}) {
+  for (u32 vocab : {5u, 300u, 1000u, 9001u}) {
     Random random(vocab);
     std::vector<float> logits = random.normals(size_t{3} * vocab, 4);
     std::vector<SampleRow> rows(3, plain(1));
@@ -258,11 +327,13 @@ CHECK(edits_of_rows) {
 }
 
 CHECK(logprobs_of_tokens) {
-  for (u32 vocab : {7u, 1024u, 3001u}) {
-    const u32 rows = 4;
+  for (u32 vocab : {7u, 1024u, 3001u, 9001u}) {
+    const u32 rows = 5;
     Random random(vocab);
     auto logits = random.normals(size_t{rows} * vocab, 3);
     for (u32 i = 0; i < 2 * vocab; i++) logits[i] = std::round(logits[i]);  // equals
+    for (u32 i = 0; i < vocab; i++) logits[size_t{4} * vocab + i] = 0.5f;
+    for (u32 i = 0; i < vocab; i += 2) logits[size_t{3} * vocab + i] = -INFINITY;
     std::vector<u32> tokens, ranks;
     std::vector<float> sums, logprobs;
     for (u32 r = 0; r < rows; r++) {
@@ -280,7 +351,7 @@ CHECK(logprobs_of_tokens) {
     c.run("token_logprobs", {rows}, 1024, 0, logprob, rank, d, c.put(tokens), dsums, vocab);
     c.equal(rank, ranks);
     c.near(logprob, logprobs, 0);
-    for (u32 n : {1u, 5u, 20u, 1000u}) {
+    for (u32 n : {1u, 5u, 20u, 1000u, 1024u}) {
       if (n > vocab) continue;
       std::vector<u32> best;
       std::vector<float> values;

@@ -50,7 +50,7 @@ void set_up(Block& b, unsigned char* stacks) {
     f.block = &b;
     f.lane = i % 32;
     f.warp = i / 32;
-    f.done = false;
+    f.done = f.has_waited = false;
     f.wait = nullptr;
     f.groups.clear();
     f.open.clear();
@@ -180,6 +180,7 @@ void entry() {
   }
   if (!f->open.empty()) fail("a thread ends with asynchronous copies that it did not wait for");
   if (b->hopper) b->hopper->check_thread();
+  if (b->dependent && !f->has_waited) fail("a thread ends without waiting for the kernel before");
   f->done = true;
   b->alive--;
   // Threads that ended count as arrived.
@@ -343,7 +344,7 @@ void meet(Fiber& f, Collective& c, const char* why) {
 }
 
 void launch(const char* kernel, Dim3 grid, Dim3 size, size_t shared_bytes,
-            const std::function<void()>& body) {
+            const std::function<void()>& body, bool dependent) {
   watch_faults();
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   std::atomic<uint64_t> next{0};
@@ -354,6 +355,7 @@ void launch(const char* kernel, Dim3 grid, Dim3 size, size_t shared_bytes,
     b.kernel = kernel;
     b.threads = size.x * size.y * size.z;
     b.body = &body;
+    b.dependent = dependent;
     b.shared_bytes = shared_bytes;
     static thread_local Workspace workspace;
     unsigned char* stack_memory = workspace.stacks.last(b.threads * kStack);

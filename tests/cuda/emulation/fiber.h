@@ -39,6 +39,7 @@ struct alignas(64) Fiber {
   const unsigned* wait = nullptr;  // waits while *wait == wait_value
   unsigned wait_value = 0;
   bool done = false;
+  bool has_waited = false;  // for the kernel before this one
   unsigned lane = 0, warp = 0;
   Dim3 thread;
   Block* block = nullptr;
@@ -82,6 +83,7 @@ struct Block {
   Dim3 index, size, grid;
   const char* kernel = "";
   unsigned threads = 0, alive = 0;
+  bool dependent = false;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   Barrier barriers[kBarriers];
@@ -138,8 +140,9 @@ T value_of(Values values, unsigned lane) {
   return t;
 }
 
-// Runs `body` once for each thread of the grid.
+// Runs `body` once for each thread of the grid. Threads of a `dependent` kernel must wait for the
+// kernel before it: a device may begin it before that one has ended.
 void launch(const char* kernel, Dim3 grid, Dim3 size, size_t shared_bytes,
-            const std::function<void()>& body);
+            const std::function<void()>& body, bool dependent = false);
 
 }  // namespace emu

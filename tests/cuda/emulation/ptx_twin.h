@@ -36,6 +36,16 @@ inline void check_aligned(const void* p, unsigned bytes, const char* what) {
   if (reinterpret_cast<uintptr_t>(p) % bytes) emu::fail("%s: %p is not aligned", what, p);
 }
 
+// Kernels run one after the other here; one that would be let begin early must have waited.
+inline void wait_for_previous() { emu::fiber->has_waited = true; }
+inline void let_next_begin() {
+  if (!emu::fiber->has_waited) emu::fail("lets the next kernel begin before it has waited");
+}
+inline void take_turn() {
+  wait_for_previous();
+  let_next_begin();
+}
+
 // Begun here, done when it is waited for; until then its destination holds NaNs.
 inline void copy_async_16(void* shared, const void* global, u32 bytes = 16) {
   check_aligned(shared, 16, "cp.async");

@@ -28,7 +28,8 @@ struct Shape {
   unsigned gx, gy, gz, bx, by, bz, shared;
 };
 
-Result launch(void* function, const Shape& s, void* stream, void** parameters) {
+Result launch(void* function, const Shape& s, void* stream, void** parameters,
+              bool dependent = false) {
   Function* f = static_cast<Function*>(function);
   if (!f || !parameters) return kInvalidValue;
   bool grid = fits(s.gx, 0x7fffffff) && fits(s.gy, 65535) && fits(s.gz, 65535);
@@ -45,7 +46,7 @@ Result launch(void* function, const Shape& s, void* stream, void** parameters) {
   return enqueue(stream, [=] {
     state().counts.launches++;
     state().counts.by_kernel[name]++;
-    emu::launch(name, {s.gx, s.gy, s.gz}, {s.bx, s.by, s.bz}, s.shared, body);
+    emu::launch(name, {s.gx, s.gy, s.gz}, {s.bx, s.by, s.bz}, s.shared, body, dependent);
   });
 }
 
@@ -131,15 +132,25 @@ EXPORT Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned 
   ENTER_CONTEXT();
   return launch(function, {gx, gy, gz, bx, by, bz, shared}, stream, parameters);
 }
-// As the driver's CUlaunchConfig begins.
+// As the driver has them.
+struct LaunchAttribute {
+  int id;
+  int value[17];
+};
 struct LaunchConfig {
   Shape shape;
   void* stream;
-  void* attributes;
+  const LaunchAttribute* attributes;
   unsigned attribute_count;
 };
 EXPORT Result cuLaunchKernelEx(const LaunchConfig* config, void* function, void** parameters,
                                void**) {
   ENTER_CONTEXT();
-  return launch(function, config->shape, config->stream, parameters);
+  bool dependent = false;
+  for (unsigned i = 0; i < config->attribute_count; i++) {
+    // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, which is a device of 9.0's.
+    if (config->attributes[i].id != 6 || state().options.capability < 90) return kInvalidValue;
+    dependent = config->attributes[i].value[1] != 0;
+  }
+  return launch(function, config->shape, config->stream, parameters, dependent);
 }
