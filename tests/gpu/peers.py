@@ -28,21 +28,30 @@ def seconds(torch, work, repeats=10):
     return (time.perf_counter() - began) / repeats
 
 
+def capture(torch, work):
+    """A CUDA graph of what `work` does, which runs aside before."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        work()
+    return captured
+
+
 def product_seconds(torch, m, n, k):
     """Seconds of a product in a graph of several, whose weights together outgrow the cache."""
     copies = max(1, (256 << 20) // (2 * n * k))
     weights = torch.randn(copies, n, k, dtype=torch.bfloat16, device="cuda")
     x = torch.randn(m, k, dtype=torch.bfloat16, device="cuda")
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        torch.nn.functional.linear(x, weights[0])
-    torch.cuda.synchronize()
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        kept = [torch.nn.functional.linear(x, w) for w in weights]
-    took = seconds(torch, captured.replay, 5) / copies
-    del kept, captured
-    return took
+
+    def products():
+        for w in weights:
+            torch.nn.functional.linear(x, w)
+
+    return seconds(torch, capture(torch, products).replay, 5) / copies
 
 
 def ceilings(torch):
@@ -109,14 +118,7 @@ def graph(torch):
     with torch.no_grad():
         for batch in (1, 32, 128):
             decoder = Decoder(torch, batch, 1024)
-            side = torch.cuda.Stream()
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    decoder.step()
-            torch.cuda.synchronize()
-            captured = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(captured):
-                decoder.step()
+            captured = capture(torch, decoder.step)
             took = seconds(torch, captured.replay)
             out[f"B={batch}"] = f"{took * 1e3:.2f} ms, {batch / took:.0f} tok/s"
             del captured, decoder

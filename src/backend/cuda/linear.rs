@@ -111,7 +111,7 @@ impl Packer<'_> {
     }
 }
 
-/// Reads rows as `dtype`, on several threads; the first error of any.
+/// Reads rows as `dtype`, on several threads; of errors, the one of the first rows.
 fn read_rows(
     source: &dyn RowSource,
     rows: Range<usize>,
@@ -120,16 +120,18 @@ fn read_rows(
 ) -> Result<()> {
     let row_bytes = source.cols() * dtype.size();
     let piece = (source.piece_bytes() / row_bytes.max(1)).max(1);
-    let failed = Mutex::new(Ok(()));
+    let fault = Mutex::new(None::<(usize, Error)>);
     for_each(out, piece * row_bytes, &|i, out| {
         let first = rows.start + i * piece;
-        let read = read_piece(source, first..(first + piece).min(rows.end), dtype, out);
-        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if failed.is_ok() {
-            *failed = read;
+        if let Err(e) = read_piece(source, first..(first + piece).min(rows.end), dtype, out) {
+            let mut fault = fault.lock().unwrap_or_else(PoisonError::into_inner);
+            if fault.as_ref().is_none_or(|(other, _)| i < *other) {
+                *fault = Some((i, e));
+            }
         }
     });
-    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let fault = fault.into_inner().unwrap_or_else(PoisonError::into_inner);
+    fault.map_or(Ok(()), |(_, e)| Err(e))
 }
 
 fn read_piece(

@@ -24,8 +24,10 @@ const STEP: usize = 16;
 const START: usize = 32;
 const MERGE: usize = 48;
 /// Most pieces of the longest row that are tried, and most rounds in which the device holds all
-/// pieces; from so many rounds on whole rows leave it idle for a short while only.
+/// pieces.
 const TRIES: usize = 4;
+/// From so many rounds on whole rows leave the device idle for a short while only.
+const MANY_ROUNDS: usize = 4;
 /// The piece is its row's only one.
 const WHOLE: u32 = u32::MAX;
 
@@ -213,12 +215,14 @@ impl WindowLists {
     fn best_length(&self, seqs: &[SeqInput], head_groups: usize, multiprocessors: usize) -> usize {
         let held = BLOCKS * multiprocessors;
         let rows = || seqs.iter().filter(|seq| seq.query_len == 1).map(|seq| self.seen(seq));
-        let longest = rows().map(|(begin, end)| end - begin).max().unwrap_or(0);
-        let total: usize = rows().map(|(begin, end)| end - begin).sum();
-        if total * head_groups >= TRIES * held * longest {
+        let (count, total, longest) =
+            rows().fold((0, 0, 0), |(count, total, longest), (begin, end)| {
+                (count + 1, total + end - begin, longest.max(end - begin))
+            });
+        if total * head_groups >= MANY_ROUNDS * held * longest {
+            // Whole, wherever in a step the row begins.
             return longest.next_multiple_of(STEP) + STEP;
         }
-        let count = rows().count();
         let room = Room::new(0, seqs.len(), multiprocessors).pieces;
         let by_row = (1..=TRIES).map(|pieces| longest.div_ceil(pieces));
         let by_round = (1..=TRIES).map(|rounds| (total * head_groups).div_ceil(rounds * held));

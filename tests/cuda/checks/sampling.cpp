@@ -93,6 +93,26 @@ SampleRow plain(u64 seed) {
   return {seed, 17, 1, 0, 1, -INFINITY, 0, 0, 0, 0, 1, 0, 0, kNone, 0};
 }
 
+// Rows, and the tokens that must be drawn from them.
+struct Draws {
+  u32 vocab;
+  std::vector<SampleRow> rows = {};
+  std::vector<float> logits = {};
+  std::vector<u32> want = {};
+
+  void add(const SampleRow& how, const std::vector<float>& row, u32 token) {
+    rows.push_back(how);
+    want.push_back(token);
+    logits.insert(logits.end(), row.begin(), row.end());
+  }
+  void check(Check& c) const {
+    auto token = c.room<u32>(rows.size());
+    c.run("sample", {static_cast<u32>(rows.size())}, 1024, kShared, token, c.put(logits),
+          c.put(rows), vocab);
+    c.equal(token, want);
+  }
+};
+
 // Every combination of filters, each over a row of its own; of them every `step`th.
 void sample(Check& c, const std::string& shape, u32 vocab, u32 step,
             const std::function<std::vector<float>(Random&)>& row_of) {
@@ -114,18 +134,13 @@ void sample(Check& c, const std::string& shape, u32 vocab, u32 step,
       }
     }
   }
-  std::vector<float> logits;
-  std::vector<u32> want;
+  Draws draws{vocab};
   for (const auto& how : rows) {
     auto row = row_of(random);
-    want.push_back(sampled(row, how));
-    logits.insert(logits.end(), row.begin(), row.end());
+    draws.add(how, row, sampled(row, how));
   }
   c.shape(std::to_string(vocab) + " " + shape);
-  auto token = c.room<u32>(rows.size());
-  c.run("sample", {static_cast<u32>(rows.size())}, 1024, kShared, token, c.put(logits),
-        c.put(rows), vocab);
-  c.equal(token, want);
+  draws.check(c);
 }
 
 void sample_normal(Check& c, u32 vocab, float spread, u32 step = 1) {
@@ -196,9 +211,7 @@ CHECK(sample_last_token_of_many) {
   std::vector<float> row(vocab);
   for (u32 i = 1; i < vocab; i++) row[i] = i % 2 ? -1.0f : -1.5f;
   const double odd = std::exp(-1.0), even = std::exp(-1.5), half = vocab / 2;
-  std::vector<SampleRow> rows;
-  std::vector<float> logits;
-  std::vector<u32> want;
+  Draws draws{vocab};
   for (float top_p : {0.7f, 0.8f, 0.95f}) {
     const double total = 1 + half * odd + (half - 1) * even;
     const u32 last = 2 * static_cast<u32>(std::ceil((top_p * total - 1 - half * odd) / even));
@@ -207,40 +220,29 @@ CHECK(sample_last_token_of_many) {
     do {
       how.seed++;
     } while (uniform(how.seed, how.position, last) > 2e-4 || sampled(row, how) != last);
-    rows.push_back(how);
-    want.push_back(last);
-    logits.insert(logits.end(), row.begin(), row.end());
+    draws.add(how, row, last);
   }
-  auto token = c.room<u32>(rows.size());
-  c.run("sample", {static_cast<u32>(rows.size())}, 1024, kShared, token, c.put(logits),
-        c.put(rows), vocab);
-  c.equal(token, want);
+  draws.check(c);
 }
 
 // So low a temperature that its inverse is not finite, and so high a one that all are alike.
 CHECK(sample_at_odd_temperatures) {
   const u32 vocab = 3001;
   Random random(5);
-  std::vector<float> logits;
-  std::vector<SampleRow> rows;
-  std::vector<u32> want;
+  Draws draws{vocab};
   for (float temperature : {1e-40f, 1e-37f, 1e-3f, 1e3f, 3e38f}) {
     for (float top_p : {1.0f, 0.5f}) {
-      rows.push_back(plain(random.bits()));
-      rows.back().temperature = temperature;
-      rows.back().top_p = top_p;
+      SampleRow how = plain(random.bits());
+      how.temperature = temperature;
+      how.top_p = top_p;
       auto row = random.normals(vocab, 1);
       // At the highest temperature what is scaled rounds to 0, or to one of few values.
       const float step = temperature > 1e30f ? 1e-7f : 0.5f;
       for (float& x : row) x = std::round(x / step) * step;
-      want.push_back(sampled(row, rows.back()));
-      logits.insert(logits.end(), row.begin(), row.end());
+      draws.add(how, row, sampled(row, how));
     }
   }
-  auto token = c.room<u32>(rows.size());
-  c.run("sample", {static_cast<u32>(rows.size())}, 1024, kShared, token, c.put(logits),
-        c.put(rows), vocab);
-  c.equal(token, want);
+  draws.check(c);
 }
 
 CHECK(sample_rows_that_are_not_sane) {

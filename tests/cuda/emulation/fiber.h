@@ -143,6 +143,6 @@ T value_of(Values values, unsigned lane) {
 // Runs `body` once for each thread of the grid. Threads of a `dependent` kernel must wait for the
 // kernel before it: a device may begin it before that one has ended.
 void launch(const char* kernel, Dim3 grid, Dim3 size, size_t shared_bytes,
-            const std::function<void()>& body, bool dependent = false);
+            const std::function<void()>& body, bool dependent);
 
 }  // namespace emu
