@@ -29,7 +29,8 @@ struct Work {
   u32 begin;    // first position of the cache
   u32 end;      // past the last one
   u32 partial;  // where the partial result goes; NONE: the result is whole
-  u32 unused[3];
+  u32 next;     // index of the piece that the same block takes after it; NONE: it was the last
+  u32 unused[2];
 };
 
 template <class T, class O>

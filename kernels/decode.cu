@@ -2,11 +2,12 @@
 // values at the memory's speed.
 //
 // The query heads that share a key-value head are the 16 rows of a tensor-core product, so that
-// keys and values are read once for all of them. A block takes one piece of work (a row and a
-// range of positions) and one group of heads. Each of its warps goes through every WARPS-th tile
-// of 16 positions on its own, with two tiles of shared memory: while it computes on one, the
-// other is on its way. At the end the warps' results are merged; a piece that is not the whole
-// row leaves an unscaled partial result, which `attention_merge` puts together.
+// keys and values are read once for all of them. A block takes one share of the work and one group
+// of heads. A share is some pieces, each a row and a range of positions; all shares are about as
+// much work, so that all blocks end at about the same time. Each warp goes through every WARPS-th
+// tile of 16 positions of a piece on its own, with two tiles of shared memory: while it computes
+// on one, the other is on its way. At the end the warps' results are merged; a piece that is not
+// the whole row leaves an unscaled partial result, which `attention_merge` puts together.
 //
 // Few rows are a matter of waiting: for the list of work, the block table, the keys. So whatever
 // does not hang on what is waited for is asked for before.
@@ -17,29 +18,32 @@
 
 #define TILE 16
 
-// The pieces of work that a block takes, one after the other.
+// The pieces of work that a block takes, one after the other: those of its share, of which each
+// names the next, then those of the share gridDim.x further on.
 struct Pieces {
   const Work* list;
-  u32 at, count;
+  u32 share, count;
+  bool left;
   Work work;
 
-  // The first piece is asked for together with the number of pieces. Looking at both at once keeps
+  // The first piece is asked for together with the number of shares. Looking at both at once keeps
   // the compiler from waiting for the number alone: a piece that there is has positions.
   __device__ __forceinline__ Pieces(const Work* all, const u32* number) : list(all) {
-    at = blockIdx.x;
+    share = blockIdx.x;
     count = *number;
-    load();
+    load(share);
     const bool is_one = work.begin < work.end;
-    count = is_one ? count : 0;
+    left = is_one && share < count;
   }
-  __device__ __forceinline__ bool left() const { return at < count; }
-  __device__ __forceinline__ void next() {
-    at += gridDim.x;
-    if (left()) load();
+  __device__ __forceinline__ void advance() {
+    const bool is_last = work.next == NONE;
+    if (is_last) share += gridDim.x;
+    left = !is_last || share < count;
+    if (left) load(is_last ? share : work.next);
   }
-  __device__ __forceinline__ void load() {
+  __device__ __forceinline__ void load(u32 at) {
     const uint4 most = ptx::load_streaming(list + at);
-    work = {most.x, most.y, most.z, most.w, list[at].partial, {}};
+    work = {most.x, most.y, most.z, most.w, list[at].partial, list[at].next, {}};
   }
 };
 
@@ -236,11 +240,14 @@ struct Decode {
   }
 
   __device__ __forceinline__ void run() {
-    for (Pieces pieces(a.work, a.num_work); pieces.left(); pieces.next()) {
-      const Work& work = pieces.work;
+    Pieces pieces(a.work, a.num_work);
+    while (pieces.left) {
+      const Work work = pieces.work;
       const u32* table = a.block_table + a.seqs[work.seq].block_table_start;
       Running<D> running;
       attend(running, {table, work.begin, work.end}, work.row);
+      // On its way while results are merged.
+      pieces.advance();
       leave(running);
       __syncthreads();
       merge(work);
@@ -321,7 +328,7 @@ struct Merge {
     const u64 step = static_cast<u64>(a.heads) * stride;
     Pieces pieces(a.work, a.num_work);
     ptx::take_turn();
-    for (; pieces.left(); pieces.next()) {
+    for (; pieces.left; pieces.advance()) {
       const Work& work = pieces.work;
       top = -infinity();
       sum = 0.0f;

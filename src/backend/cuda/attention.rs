@@ -6,7 +6,7 @@ use super::kernels::{
     prefill_sm90_shared,
 };
 use super::launch::{Launcher, params};
-use super::work::{head_dim_index, head_groups, piece_blocks};
+use super::work::{head_dim_index, head_groups, most_shares};
 use crate::backend::{ActId, Attention, ComputeType, RopeWrite, VectorId};
 use crate::error::Result;
 
@@ -204,14 +204,15 @@ impl Launcher<'_> {
             ..args
         };
         let blocks = match is_decode {
-            true => piece_blocks(spec, &self.layout, self.backend.device.multiprocessors),
-            false => lists.windows()[window].pieces.len(),
+            true => most_shares(head_groups(spec), self.backend.device.multiprocessors),
+            false => lists.windows()[window].shares,
         };
         let block = decode_block(heads.head_dim);
         let shared = decode_shared(heads.head_dim);
         let grid = Grid { shared, ..Grid::new(blocks, head_groups(spec), block) };
         let kernel = tensor.decode_attention[at].of(bf16);
-        // SAFETY: as above; partial results have room for every piece.
+        // SAFETY: as above; partial results have room for every piece, and the list for as many as
+        // there are blocks.
         unsafe { stream.launch(kernel, grid, params![pieces])? };
         if !is_decode && lists.windows()[window].merges.is_empty() {
             return Ok(());

@@ -74,7 +74,7 @@ impl Layout {
         self.slots(self.groups)
     }
 
-    /// The numbers of pieces and of merges, four words apart.
+    /// The numbers of shares and of merges, four words apart.
     pub(super) fn counts(&self, window: usize) -> usize {
         let lists = WORK_WORDS * (1 + self.room.pieces + self.room.merges);
         self.seqs() + SEQ_WORDS * self.seqs + lists * window
@@ -165,7 +165,7 @@ impl Staging {
     pub(super) fn write_work(&mut self, layout: &Layout, work: &WorkLists) {
         let words = self.host[self.turn].words_mut();
         for (window, lists) in work.windows().iter().enumerate() {
-            let counts = [lists.pieces.len() as u32, 0, 0, 0, lists.merges.len() as u32, 0, 0, 0];
+            let counts = [lists.shares as u32, 0, 0, 0, lists.merges.len() as u32, 0, 0, 0];
             words[layout.counts(window)..][..WORK_WORDS].copy_from_slice(&counts);
             let room = [
                 (layout.pieces(window), &lists.pieces, layout.room.pieces),

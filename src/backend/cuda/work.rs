@@ -1,10 +1,11 @@
 //! Attention on tensor cores: which block of the GPU attends to what, written anew for each step.
 //!
-//! A row that stands alone in its sequence is cut by position into pieces, so that few sequences
-//! fill the device too; a further kernel puts the pieces together. Rows of prompts go in tiles.
+//! Rows that stand alone in their sequences are laid end to end and cut into as many equal shares
+//! as the device holds blocks, so that all blocks end at about the same time, whatever the rows'
+//! lengths. A share is some pieces of rows; a further kernel puts the pieces of a row together.
+//! Rows of prompts go in tiles.
 
 use super::op::Op;
-use super::step::Layout;
 use crate::backend::{Attention, SeqInput};
 
 /// Words of an entry: `Work` of kernels/README.md.
@@ -17,19 +18,20 @@ pub(super) const HEAD_DIMS: [usize; 6] = [64, 80, 96, 128, 192, 256];
 const HOPPER_ROWS: usize = 128;
 /// Blocks of `decode_attention` that a multiprocessor holds at once.
 const BLOCKS: usize = 3;
-/// Shortest piece, in positions; lengths are multiples of `STEP`.
+/// Positions that are worth a share of their own.
 const SHORTEST: usize = 64;
+/// Rows are cut at multiples of `STEP`, and not so that fewer positions than `SLIVER` are left on a
+/// side.
 const STEP: usize = 16;
-/// What a piece costs beside its positions, and what it costs to put pieces together, in positions.
+const SLIVER: usize = 32;
+/// What a piece costs beside its positions, in positions.
 const START: usize = 32;
-const MERGE: usize = 48;
-/// Most pieces of the longest row that are tried, and most rounds in which the device holds all
-/// pieces.
-const TRIES: usize = 4;
-/// From so many rounds on whole rows leave the device idle for a short while only.
-const MANY_ROUNDS: usize = 4;
 /// The piece is its row's only one.
 const WHOLE: u32 = u32::MAX;
+/// The piece is its share's last.
+const LAST: u32 = u32::MAX;
+/// The word of an entry that names the next piece of its share.
+const NEXT: usize = 5;
 
 /// Most entries of each list.
 #[derive(Clone, Copy, Default)]
@@ -43,7 +45,8 @@ impl Room {
     /// For steps of `rows` rows and `seqs` sequences on `multiprocessors`.
     pub(super) fn new(rows: usize, seqs: usize, multiprocessors: usize) -> Self {
         Self {
-            pieces: 3 * seqs + BLOCKS * multiprocessors,
+            // A row has one piece, and one more for each cut between two shares.
+            pieces: seqs + BLOCKS * multiprocessors,
             merges: seqs,
             tiles: rows.div_ceil(SHORTEST) + seqs,
         }
@@ -67,8 +70,15 @@ pub(super) struct WorkLists {
 #[derive(Default)]
 pub(super) struct WindowLists {
     window: Option<usize>,
+    /// Every share's first piece, then the pieces that those name.
     pub(super) pieces: Vec<[u32; WORK_WORDS]>,
+    /// How many shares there are.
+    pub(super) shares: usize,
     pub(super) merges: Vec<[u32; WORK_WORDS]>,
+    /// What becomes the end of `pieces`, while these are made.
+    further: Vec<[u32; WORK_WORDS]>,
+    /// The last share has one piece.
+    is_alone: bool,
 }
 
 /// Which of `HEAD_DIMS` this is.
@@ -87,13 +97,9 @@ pub(super) fn head_groups(spec: &Attention) -> usize {
     heads.num_kv_heads * (heads.num_heads / heads.num_kv_heads).div_ceil(16)
 }
 
-/// Blocks along the pieces of a graph, for any step that it may serve: a block takes further
-/// pieces where there are more.
-pub(super) fn piece_blocks(spec: &Attention, layout: &Layout, multiprocessors: usize) -> usize {
-    let held = (BLOCKS * multiprocessors).div_ceil(head_groups(spec));
-    // A block looks at the place of its first piece before it knows that there is one.
-    let room = Room::new(layout.rows, layout.rows, multiprocessors).pieces;
-    layout.rows.max(2 * held).min(room)
+/// Blocks for each group of heads that the device holds at once, and so most shares of a step.
+pub(super) fn most_shares(head_groups: usize, multiprocessors: usize) -> usize {
+    (BLOCKS * multiprocessors / head_groups).max(1)
 }
 
 impl WorkLists {
@@ -155,20 +161,58 @@ impl WorkLists {
     }
 }
 
-/// Where a row is cut: from `base` on, every `part` positions.
-struct Cut {
-    base: usize,
-    part: usize,
-    count: usize,
+/// How much of the work is not given away yet. Costs are in positions.
+struct Shares {
+    /// Shares that may still begin, and the one that is being filled.
+    left: usize,
+    /// Of all pieces to come, but for those that come of further cuts.
+    cost: usize,
+    /// Room in the share that is being filled.
+    room: usize,
+    is_empty: bool,
 }
 
-impl Cut {
-    /// Of positions `begin .. end` into equal pieces of at most `length`, a multiple of `STEP`.
-    fn new((begin, end): (usize, usize), length: usize) -> Self {
-        let base = begin / STEP * STEP;
-        let seen = end - base;
-        let part = seen.div_ceil(seen.div_ceil(length)).next_multiple_of(STEP);
-        Self { base, part, count: seen.div_ceil(part) }
+impl Shares {
+    /// For rows that see so many positions, multiples of `STEP`.
+    fn new(rows: impl Iterator<Item = usize>, most: usize) -> Self {
+        let (cost, worth) = rows.fold((0, 0), |(cost, worth), positions| {
+            (cost + START + positions, worth + (positions / SHORTEST).max(1))
+        });
+        let mut shares = Self { left: most.min(worth), cost, room: 0, is_empty: true };
+        shares.begin();
+        shares
+    }
+
+    /// The next share. All that follow begin within a row, as most do.
+    fn begin(&mut self) {
+        let cost = self.cost + self.left.saturating_sub(1) * START;
+        self.room = cost.div_ceil(self.left.max(1));
+        self.is_empty = true;
+    }
+
+    /// How many of a row's last `rest` positions go to the share that is being filled. Where these
+    /// are not all, a share has begun that takes more.
+    fn take(&mut self, rest: usize) -> usize {
+        let wanted = (self.room.saturating_sub(START) + STEP / 2) / STEP * STEP;
+        let wanted = if self.is_empty { wanted.max(SLIVER) } else { wanted };
+        let taken = match wanted {
+            _ if self.left == 1 => rest,
+            ..SLIVER => 0,
+            _ if rest < wanted + SLIVER => rest,
+            _ => wanted,
+        };
+        if taken > 0 {
+            self.cost -= START + taken;
+            self.room = self.room.saturating_sub(START + taken);
+            self.is_empty = false;
+        }
+        if taken < rest {
+            // A cut makes one piece more.
+            self.cost += if taken > 0 { START } else { 0 };
+            self.left -= 1;
+            self.begin();
+        }
+        taken
     }
 }
 
@@ -182,61 +226,65 @@ impl WindowLists {
     ) {
         self.window = window;
         self.pieces.clear();
+        self.further.clear();
         self.merges.clear();
-        let length = self.best_length(seqs, head_groups, multiprocessors);
+        let rows = || seqs.iter().zip(0..).filter(|(seq, _)| seq.query_len == 1);
+        let positions = rows().map(|(seq, _)| {
+            let (base, _, end) = self.seen(seq);
+            (end - base).next_multiple_of(STEP)
+        });
+        let mut shares = Shares::new(positions, most_shares(head_groups, multiprocessors));
         let mut places = 0;
-        for (seq, i) in seqs.iter().zip(0_u32..).filter(|(seq, _)| seq.query_len == 1) {
-            let (begin, end) = self.seen(seq);
-            let row = seq.query_start as u32;
-            let cut = Cut::new((begin, end), length);
-            if cut.count == 1 {
-                self.pieces.push([i, row, begin as u32, end as u32, WHOLE, 0, 0, 0]);
-                continue;
+        for (seq, i) in rows() {
+            let (mut from, begin, end) = self.seen(seq);
+            let (row, first) = (seq.query_start as u32, places);
+            while from < end {
+                let is_first = shares.is_empty;
+                let taken = shares.take((end - from).next_multiple_of(STEP));
+                if taken == 0 {
+                    continue;
+                }
+                let to = from + taken;
+                let is_whole = places == first && to >= end;
+                let partial = if is_whole { WHOLE } else { places };
+                places += if is_whole { 0 } else { 1 };
+                let range = [from.max(begin) as u32, to.min(end) as u32];
+                self.push([i, row, range[0], range[1], partial, LAST, 0, 0], is_first);
+                from = to;
             }
-            let first = places;
-            for piece in 0..cut.count {
-                let from = (cut.base + piece * cut.part).max(begin) as u32;
-                let to = (cut.base + (piece + 1) * cut.part).min(end) as u32;
-                self.pieces.push([i, row, from, to, places, 0, 0, 0]);
-                places += 1;
+            if places > first {
+                self.merges.push([i, row, first, places, 0, LAST, 0, 0]);
             }
-            self.merges.push([i, row, first, places, 0, 0, 0, 0]);
         }
+        self.shares = self.pieces.len();
+        for piece in self.pieces.iter_mut().chain(&mut self.further) {
+            if piece[NEXT] != LAST {
+                piece[NEXT] += self.shares as u32;
+            }
+        }
+        self.pieces.append(&mut self.further);
     }
 
-    /// What the one row of a sequence attends to.
-    fn seen(&self, seq: &SeqInput) -> (usize, usize) {
+    /// Adds a piece to a new share, or to the last one.
+    fn push(&mut self, piece: [u32; WORK_WORDS], is_first: bool) {
+        if is_first {
+            self.pieces.push(piece);
+            self.is_alone = true;
+            return;
+        }
+        let at = self.further.len() as u32;
+        let before = if self.is_alone { self.pieces.last_mut() } else { self.further.last_mut() };
+        before.expect("a share has begun")[NEXT] = at;
+        self.further.push(piece);
+        self.is_alone = false;
+    }
+
+    /// What the one row of a sequence attends to, and the multiple of `STEP` where that is cut
+    /// from.
+    fn seen(&self, seq: &SeqInput) -> (usize, usize, usize) {
         let end = seq.context_len + 1;
-        (self.window.map_or(0, |window| end.saturating_sub(window)), end)
-    }
-
-    /// The length of pieces with which all of them are done soonest: the device holds so many at
-    /// once, and every round of them takes as long as its longest piece.
-    fn best_length(&self, seqs: &[SeqInput], head_groups: usize, multiprocessors: usize) -> usize {
-        let held = BLOCKS * multiprocessors;
-        let rows = || seqs.iter().filter(|seq| seq.query_len == 1).map(|seq| self.seen(seq));
-        let (count, total, longest) =
-            rows().fold((0, 0, 0), |(count, total, longest), (begin, end)| {
-                (count + 1, total + end - begin, longest.max(end - begin))
-            });
-        if total * head_groups >= MANY_ROUNDS * held * longest {
-            // Whole, wherever in a step the row begins.
-            return longest.next_multiple_of(STEP) + STEP;
-        }
-        let room = Room::new(0, seqs.len(), multiprocessors).pieces;
-        let by_row = (1..=TRIES).map(|pieces| longest.div_ceil(pieces));
-        let by_round = (1..=TRIES).map(|rounds| (total * head_groups).div_ceil(rounds * held));
-        let lengths = by_round.chain(by_row);
-        let lengths = lengths.map(|length| length.next_multiple_of(STEP).max(SHORTEST));
-        let cost = |&length: &usize| {
-            let cuts = rows().map(|row| Cut::new(row, length));
-            let (pieces, longest) = cuts
-                .fold((0, 0), |(pieces, longest), cut| (pieces + cut.count, cut.part.max(longest)));
-            let rounds = (pieces * head_groups).div_ceil(held);
-            let merge = if pieces > count { MERGE } else { 0 };
-            (pieces > room, rounds * (longest + START) + merge)
-        };
-        lengths.min_by_key(cost).unwrap_or(SHORTEST)
+        let begin = self.window.map_or(0, |window| end.saturating_sub(window));
+        (begin / STEP * STEP, begin, end)
     }
 }
 
@@ -266,37 +314,119 @@ mod tests {
         lens.iter().map(seq).collect()
     }
 
-    #[test]
-    fn pieces_cover_what_a_row_sees_once_and_fit_the_room() {
-        for window in [None, Some(1), Some(100), Some(1000)] {
-            for multiprocessors in [1, 4, 132] {
-                let seqs = seqs(&[(1, 0), (1, 4000), (3, 9), (1, 63), (1, 64), (1, 12345)]);
-                let mut lists = WorkLists::default();
-                lists.plan(&[attention(128, window)], &seqs, multiprocessors);
-                let room = Room::new(8, seqs.len(), multiprocessors);
-                let window_lists = &lists.windows()[0];
-                assert!(window_lists.pieces.len() <= room.pieces);
-                assert!(window_lists.merges.len() <= room.merges);
-                for (i, seq) in seqs.iter().enumerate().filter(|(_, seq)| seq.query_len == 1) {
-                    let pieces: Vec<_> =
-                        window_lists.pieces.iter().filter(|p| p[0] == i as u32).collect();
-                    let end = seq.context_len + 1;
-                    let begin = window.map_or(0, |w| end.saturating_sub(w));
-                    assert_eq!((pieces[0][2] as usize, pieces[0][1]), (begin, pieces[0][1]));
-                    assert_eq!(pieces[pieces.len() - 1][3] as usize, end);
-                    assert!(pieces.windows(2).all(|pair| pair[0][3] == pair[1][2]));
-                    assert!(pieces.iter().all(|p| p[2] < p[3]));
-                    let merge = window_lists.merges.iter().find(|m| m[0] == i as u32);
-                    match merge {
-                        None => assert_eq!((pieces.len(), pieces[0][4]), (1, WHOLE)),
-                        Some(merge) => {
-                            assert_eq!((merge[3] - merge[2]) as usize, pieces.len());
-                            assert!(pieces.iter().zip(merge[2]..).all(|(p, at)| p[4] == at));
-                        }
-                    }
+    /// The pieces of each share, in order.
+    fn shares(lists: &WindowLists) -> Vec<Vec<[u32; WORK_WORDS]>> {
+        let chain = |first: &[u32; WORK_WORDS]| {
+            let next = |piece: &[u32; WORK_WORDS]| lists.pieces.get(piece[NEXT] as usize).copied();
+            std::iter::successors(Some(*first), next).collect()
+        };
+        lists.pieces[..lists.shares].iter().map(chain).collect()
+    }
+
+    /// What a piece costs.
+    fn cost(piece: &[u32; WORK_WORDS]) -> usize {
+        START + (piece[3] as usize).next_multiple_of(STEP) - piece[2] as usize / STEP * STEP
+    }
+
+    /// Plans a step and looks at everything but how equal shares are; gives the shares.
+    fn planned(
+        lens: &[(usize, usize)],
+        window: Option<usize>,
+        multiprocessors: usize,
+    ) -> Vec<Vec<[u32; WORK_WORDS]>> {
+        let seqs = seqs(lens);
+        let mut lists = WorkLists::default();
+        lists.plan(&[attention(128, window)], &seqs, multiprocessors);
+        let room = Room::new(8, seqs.len(), multiprocessors);
+        let lists = &lists.windows()[0];
+        assert!(lists.pieces.len() <= room.pieces && lists.merges.len() <= room.merges);
+        let most = most_shares(2, multiprocessors);
+        assert!(lists.shares <= most && most <= room.pieces);
+        let shares = shares(lists);
+        let all: Vec<_> = shares.iter().flatten().copied().collect();
+        assert_eq!(all.len(), lists.pieces.len(), "each piece is in one share");
+        let (mut pieces, mut places) = (all.iter(), 0);
+        let mut merges = lists.merges.iter();
+        for (seq, i) in seqs.iter().zip(0..).filter(|(seq, _)| seq.query_len == 1) {
+            let end = seq.context_len + 1;
+            let (mut at, first) = (window.map_or(0, |w| end.saturating_sub(w)), places);
+            while at < end {
+                let piece = pieces.next().expect("rows are covered");
+                let [of, row, begin, to, place, _, _, _] = *piece;
+                assert_eq!((of, row as usize, begin as usize), (i, seq.query_start, at));
+                assert!(begin < to);
+                at = to as usize;
+                if place == WHOLE {
+                    assert_eq!((at, first), (end, places), "the row's only one");
+                } else {
+                    assert_eq!(place, places);
+                    places += 1;
+                    assert!(at == end || at.is_multiple_of(STEP));
+                    assert!(cost(piece) >= START + SLIVER);
                 }
             }
+            assert_eq!(at, end);
+            if places > first {
+                assert!(places > first + 1);
+                let merge = [i, seq.query_start as u32, first, places, 0, LAST, 0, 0];
+                assert_eq!(merges.next(), Some(&merge));
+            }
         }
+        assert!(pieces.next().is_none() && merges.next().is_none());
+        shares
+    }
+
+    #[test]
+    fn shares_cover_what_rows_see_once_and_are_about_equal() {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut below = |n: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 33) as usize % n
+        };
+        for _ in 0..3000 {
+            let longest = [1, 20, 100, 300, 1024, 5000, 40000][below(7)];
+            let shortest = [0, longest / 2, longest - 1][below(3)];
+            let most_rows = [1, 3, 16, 64, 256][below(5)];
+            let rows = 1 + below(most_rows);
+            let query = [1, 1, 1, 1 + below(4)][below(4)];
+            let mut len = |i| {
+                let query = if i % 3 == 1 { query } else { 1 };
+                (query, shortest + below(longest - shortest))
+            };
+            let lens: Vec<_> = (0..rows).map(&mut len).collect();
+            let window = [None, None, Some(1 + below(2 * longest))][below(3)];
+            let multiprocessors = [1, 4, 40, 132][below(4)];
+            let shares = planned(&lens, window, multiprocessors);
+            let costs: Vec<usize> =
+                shares.iter().map(|pieces| pieces.iter().map(cost).sum()).collect();
+            let all: usize = costs.iter().sum();
+            let mean = all / costs.len().max(1);
+            let ends = (costs.iter().min().unwrap_or(&0), costs.iter().max().unwrap_or(&0));
+            let apart = (mean - ends.0).max(ends.1 - mean);
+            assert!(apart <= SHORTEST + START, "{costs:?} of {lens:?}");
+        }
+    }
+
+    #[test]
+    fn few_rows_are_cut_into_equal_pieces_and_short_ones_stay_whole() {
+        let lengths = |shares: &[Vec<[u32; WORK_WORDS]>]| -> Vec<u32> {
+            shares.iter().flatten().map(|piece| piece[3] - piece[2]).collect()
+        };
+        let long = planned(&[(1, 32767)], None, 33);
+        assert_eq!(long.len(), 49);
+        assert!(lengths(&long).iter().all(|length| (656..=688).contains(length)));
+        assert_eq!(lengths(&planned(&[(1, 639)], None, 132)), [64; 10]);
+        let short = planned(&[(1, 0); 40], None, 132);
+        assert_eq!(lengths(&short), [1; 40]);
+        assert_eq!(short.len(), 40);
+        // As many equal rows as shares, or twice as many, are not cut.
+        for rows in [48, 96] {
+            let whole = planned(&vec![(1, 1000); rows], None, 32);
+            assert_eq!((whole.len(), lengths(&whole)), (48, vec![1001; rows]));
+        }
+        assert!(planned(&[(3, 5), (2, 0)], None, 4).is_empty());
     }
 
     #[test]

@@ -156,37 +156,65 @@ struct Layer {
   }
 };
 
+// Rows of `length` positions each, cut as the backend cuts them (src/backend/cuda/work.rs).
+struct Cut {
+  std::vector<std::vector<Work>> shares;
+  std::vector<Work> merges;
+  u32 places = 0;
+
+  Cut(u32 rows, u32 length, u32 most) {
+    const u32 start = 32, sliver = 32, positions = (length + 15) / 16 * 16;
+    u32 left = std::min(most, rows * std::max(positions / 64, 1u)), room = 0;
+    u32 cost = rows * (start + positions);
+    bool full = true;
+    for (u32 row = 0; row < rows; row++) {
+      const u32 first = places;
+      for (u32 from = 0; from < positions;) {
+        if (full) {
+          room = (cost + (left - 1) * start + left - 1) / left;
+          shares.push_back({});
+        }
+        const u32 rest = positions - from;
+        u32 taken = (std::max(room, start) - start + 8) / 16 * 16;
+        if (full) taken = std::max(taken, sliver);
+        if (taken < sliver) taken = 0;
+        if (left == 1 || (taken > 0 && rest < taken + sliver)) taken = rest;
+        full = taken < rest;
+        if (full) left--;
+        if (taken == 0) continue;
+        const u32 place = taken == positions ? kNone : places++;
+        shares.back().push_back({row, row, from, std::min(length, from + taken), place, kNone, {}});
+        cost -= full ? taken : start + taken;
+        room -= std::min(room, start + taken);
+        from += taken;
+      }
+      if (places > first) merges.push_back({row, row, first, places, 0, kNone, {}});
+    }
+  }
+};
+
 void decode(Bench& b) {
-  const u32 shapes[][2] = {{1, 1024}, {8, 1024}, {32, 1024}, {128, 1024}, {1, 32768}, {16, 8192}};
+  const u32 shapes[][2] = {{1, 1024}, {8, 1024}, {32, 1024}, {128, 1024}, {256, 1024}, {1, 32768},
+                           {16, 8192}};
   for (auto [seqs0, length0] : shapes) {
     const u32 seqs = b.small ? 2 : seqs0, length = b.small ? 100 : length0;
     Layer l(b.device, seqs, length, 1);
-    // About three pieces for each multiprocessor.
-    const u32 wanted = 3 * b.device.multiprocessors() / (l.h.kv_heads * seqs) + 1;
-    const u32 piece = std::max<u32>(64, (length / wanted + 15) / 16 * 16);
-    const u32 pieces = (length + piece - 1) / piece;
-    std::vector<Work> work, merges;
-    for (u32 i = 0; i < seqs; i++) {
-      for (u32 p = 0; p < pieces; p++) {
-        u32 end = std::min(length, (p + 1) * piece);
-        work.push_back({i, i, p * piece, end, pieces > 1 ? i * pieces + p : kNone, {}});
-      }
-      merges.push_back({i, i, i * pieces, (i + 1) * pieces, 0, {}});
-    }
+    const Cut cut(seqs, length, std::max(3 * b.device.multiprocessors() / l.h.kv_heads, 1u));
+    const u32 shares = static_cast<u32>(cut.shares.size());
+    const u32 merges = static_cast<u32>(cut.merges.size());
     Buffer<u32> table(b.device, l.table);
     Buffer<Seq> all(b.device, l.all);
-    Buffer<Work> dwork(b.device, work), dmerges(b.device, merges);
-    Buffer<u32> counts(b.device, std::vector<u32>{static_cast<u32>(work.size()), seqs, 0, 0});
-    auto partial = zeros<float>(b.device, work.size() * l.h.heads * (l.h.head_dim + 2));
+    Buffer<Work> dwork(b.device, chained(cut.shares)), dmerges(b.device, cut.merges);
+    Buffer<u32> counts(b.device, std::vector<u32>{shares, merges, 0, 0});
+    auto partial = zeros<float>(b.device, size_t{cut.places} * l.h.heads * (l.h.head_dim + 2));
     auto args = l.args(table.pointer(), all.pointer(), dwork.pointer(), counts.pointer(),
                        partial.pointer());
     auto merge = l.args(table.pointer(), all.pointer(), dmerges.pointer(), counts.pointer() + 4,
                         partial.pointer());
     const u32 shared = (4 * 64 + 16) * (128 + 8) * 2;
     double s = b.seconds([&] {
-      b.launch("decode_attention_128_bf16", {static_cast<u32>(work.size()), l.h.kv_heads}, 128,
-               shared, args);
-      if (pieces > 1) b.launch("attention_merge_bf16", {seqs, l.h.heads}, 128, 0, merge);
+      b.launch("decode_attention_128_bf16", {shares, l.h.kv_heads}, 128, shared, args);
+      if (merges > 0) b.launch("attention_merge_bf16", {merges, l.h.heads}, 128, 0, merge);
     });
     double bytes = 2.0 * 2 * seqs * length * l.h.kv_heads * l.h.head_dim;
     b.print("decode_attention", std::to_string(seqs) + " of " + std::to_string(length), s, bytes,
@@ -200,7 +228,9 @@ void prefill(Bench& b) {
     const u32 length = b.small ? 130 : length0;
     Layer l(b.device, 1, length, length, block_size);
     std::vector<Work> work;
-    for (u32 r = 0; r < length; r += 128) work.push_back({0, r, 0, 0, kNone, {}});
+    for (u32 r = 0; r < length; r += 128) {
+      work.push_back({0, r, 0, 0, kNone, kNone, {}});
+    }
     std::reverse(work.begin(), work.end());
     Buffer<u32> table(b.device, l.table);
     Buffer<Seq> all(b.device, l.all);

@@ -85,12 +85,15 @@ const char* suffix() {
 // Weights are rounded to bf16 before they meet the values: 2^-9 of values of size 1 or so.
 constexpr float kAbsolute = 0.02f;
 
+// Fewer blocks than shares by default; `more`: more, for which the list has entries.
 template <class O>
-void decode(Check& c, Heads h, u32 block_size, u32 split, const How& how, u32 longest = 130) {
+void decode(Check& c, Heads h, u32 block_size, u32 split, const How& how, u32 longest = 130,
+            bool more = false) {
   Batch batch({{0, 1}, {block_size - 1, 1}, {block_size, 1}, {longest, 1}, {0, 0}, {63, 1}},
               block_size, h.head_dim);
   Scene<O> s(c, h, block_size, how, batch);
-  std::vector<Work> work, merges;
+  std::vector<std::vector<Work>> shares;
+  std::vector<Work> merges;
   u32 partials = 0;
   for (u32 row = 0; row < batch.rows; row++) {
     u32 end = batch.positions[row] + 1;
@@ -98,23 +101,30 @@ void decode(Check& c, Heads h, u32 block_size, u32 split, const How& how, u32 lo
     u32 pieces = ceil_div(end - begin, split), first = partials;
     for (u32 i = 0; i < pieces; i++) {
       u32 from = begin + i * split, partial = pieces > 1 ? partials++ : kNone;
-      work.push_back({batch.row_seq[row], row, from, std::min(end, from + split), partial, {}});
+      const Work piece = {batch.row_seq[row], row,   from, std::min(end, from + split),
+                          partial,            kNone, {}};
+      // Shares of one piece, two and three in turn, of whole rows and of parts.
+      if (shares.empty() || shares.back().size() == 1 + (shares.size() - 1) % 3) {
+        shares.push_back({});
+      }
+      shares.back().push_back(piece);
     }
-    if (pieces > 1) merges.push_back({0, row, first, partials, 0, {}});
+    if (pieces > 1) merges.push_back({0, row, first, partials, 0, kNone, {}});
   }
+  const std::vector<Work> work = chained(shares);
+  const u32 num_shares = static_cast<u32>(shares.size());
   c.shape(text(h, block_size, how) + " split " + std::to_string(split));
   auto dwork = c.put(work), dmerges = c.put(merges);
-  auto count = c.put(std::vector<u32>{static_cast<u32>(work.size())});
+  auto count = c.put(std::vector<u32>{num_shares});
   auto merge_count = c.put(std::vector<u32>{static_cast<u32>(merges.size())});
   auto partial = c.room<float>(size_t{partials} * h.heads * (h.head_dim + 2));
   const u32 d = h.head_dim, warps = d <= 128 ? 4 : 2;
   const u32 shared = (warps * 2 * 32 + 16) * (d + 8) * 2;
   std::string name = "decode_attention_" + std::to_string(d) + suffix<O>();
   u32 tiles = h.kv_heads * ceil_div(h.heads / h.kv_heads, 16);
-  // Fewer blocks than pieces of work.
-  u32 blocks = static_cast<u32>(std::max<size_t>(work.size() - 1, 1));
-  c.run(name, {blocks, tiles}, warps * 32, shared,
-        s.args(dwork.pointer(), count.pointer(), partial.pointer()));
+  const u32 blocks = more ? static_cast<u32>(work.size()) : std::max(num_shares - 1, 1u);
+  const auto args = s.args(dwork.pointer(), count.pointer(), partial.pointer());
+  c.run(name, {blocks, tiles}, warps * 32, shared, args);
   if (!merges.empty()) {
     const u32 merge_blocks = static_cast<u32>(std::max<size_t>(merges.size() - 1, 1));
     c.run(std::string("attention_merge") + suffix<O>(), {merge_blocks, h.heads}, 128, 0,
@@ -138,7 +148,7 @@ void prefill(Check& c, Heads h, u32 block_size, const How& how,
   for (u32 i = 0; i < batch.seqs.size(); i++) {
     const Seq& seq = batch.seqs[i];
     for (u32 r = 0; r < seq.query_len; r += warps * 16) {
-      work.push_back({i, seq.query_start + r, 0, 0, kNone, {}});
+      work.push_back({i, seq.query_start + r, 0, 0, kNone, kNone, {}});
     }
   }
   c.shape(text(h, block_size, how) + " rows " + std::to_string(batch.rows));
@@ -162,7 +172,7 @@ void prefill_sm90(Check& c, Heads h, u32 block_size, const How& how,
   for (u32 i = 0; i < batch.seqs.size(); i++) {
     const Seq& seq = batch.seqs[i];
     for (u32 r = 0; r < seq.query_len; r += rows) {
-      work.push_back({i, seq.query_start + r, 0, 0, kNone, {}});
+      work.push_back({i, seq.query_start + r, 0, 0, kNone, kNone, {}});
     }
   }
   c.shape(text(h, block_size, how) + " rows " + std::to_string(batch.rows));
@@ -199,6 +209,7 @@ CHECK(decode_head_sizes) {
 CHECK(decode_variants) {
   for (const How& how : kHows) {
     for (u32 block_size : {8u, 16u, 40u}) decode<float>(c, {8, 2, 64}, block_size, 48, how);
+    decode<float>(c, {8, 2, 64}, 16, 48, how, 130, true);
   }
   // Pieces long enough for the two stages to alternate in every warp.
   for (u32 block_size : {8u, 24u}) decode<bf16>(c, {4, 1, 64}, block_size, 512, {}, 300);

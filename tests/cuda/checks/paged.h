@@ -19,8 +19,23 @@ struct AttentionArgs {
   float scale, softcap;
 };
 struct Work {
-  u32 seq, row, begin, end, partial, unused[3];
+  u32 seq, row, begin, end, partial, next, unused[2];
 };
+
+// Shares of pieces as kernels want them: every share's first piece, then those that come after one.
+inline std::vector<Work> chained(const std::vector<std::vector<Work>>& shares) {
+  std::vector<Work> list, further;
+  for (const auto& share : shares) list.push_back(share[0]);
+  for (size_t i = 0; i < shares.size(); i++) {
+    for (size_t j = 1; j < shares[i].size(); j++) {
+      Work& before = j == 1 ? list[i] : further.back();
+      before.next = static_cast<u32>(shares.size() + further.size());
+      further.push_back(shares[i][j]);
+    }
+  }
+  list.insert(list.end(), further.begin(), further.end());
+  return list;
+}
 
 struct Heads {
   u32 heads, kv_heads, head_dim;
