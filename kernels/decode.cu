@@ -19,7 +19,8 @@
 #define TILE 16
 
 // The pieces of work that a block takes, one after the other: those of its share, of which each
-// names the next, then those of the share gridDim.x further on.
+// names the next, then those of the share gridDim.x further on. Merges are a share each.
+template <bool kInShares>
 struct Pieces {
   const Work* list;
   u32 share, count;
@@ -36,7 +37,7 @@ struct Pieces {
     left = is_one && share < count;
   }
   __device__ __forceinline__ void advance() {
-    const bool is_last = work.next == NONE;
+    const bool is_last = !kInShares || work.next == NONE;
     if (is_last) share += gridDim.x;
     left = !is_last || share < count;
     if (left) load(is_last ? share : work.next);
@@ -240,7 +241,7 @@ struct Decode {
   }
 
   __device__ __forceinline__ void run() {
-    Pieces pieces(a.work, a.num_work);
+    Pieces<true> pieces(a.work, a.num_work);
     while (pieces.left) {
       const Work work = pieces.work;
       const u32* table = a.block_table + a.seqs[work.seq].block_table_start;
@@ -326,7 +327,7 @@ struct Merge {
     __shared__ float2 values[4][32], scales[4];
     const u32 head = blockIdx.y, stride = a.head_dim + 2;
     const u64 step = static_cast<u64>(a.heads) * stride;
-    Pieces pieces(a.work, a.num_work);
+    Pieces<false> pieces(a.work, a.num_work);
     ptx::take_turn();
     for (; pieces.left; pieces.advance()) {
       const Work& work = pieces.work;

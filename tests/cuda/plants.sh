@@ -83,6 +83,10 @@ try "a ring filled while its results are read" decode.cu decode_variants \
     '/The next piece.s queries/{n;d}'
 try "queries taken before they are there" decode.cu decode_variants \
     '/put_queries\(carried\);/{n;d}'
+try "a block that does not follow its share" decode.cu decode_variants \
+    's/\|\| work.next == NONE;/|| true;/'
+try "a block that takes one share alone" decode.cu decode_variants \
+    's/left = !is_last \|\| share < count;/left = !is_last;/'
 try "partials put together before they are there" decode.cu decode_merges \
     '/scales\[warp\] = /{n;d}'
 try "a partial that two warps take" decode.cu decode_merges \
