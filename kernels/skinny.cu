@@ -1,10 +1,10 @@
 // y = x W^T + bias for at most 16 rows: every weight is read once, so the memory's speed decides.
 //
-// A unit of work is 16 outputs of each row, or one split of their sums. A block of 8 warps takes
-// one unit after another; the warps share a unit's k in turns of 128. The weights of a warp's next
-// turn, be it of the next unit, are on their way while it computes on those of this one, and the
-// first turn's are asked for before the kernel waits for the one that makes `x`: the memory is
-// never left idle.
+// A unit of work is a set of 16 outputs of each row, or one split of their sums; two sets where k
+// is so short that half of the warps are enough for one. A block of 16 warps takes one unit after
+// another; the warps share a set's k in turns of 128. The weights of a warp's next turn, be it of
+// the next unit, are on their way while it computes on those of this one, and the first turn's are
+// asked for before the kernel waits for the one that makes `x`: the memory is never left idle.
 //
 // A block's first unit is its own; further ones it draws by tickets. Blocks do not all begin at
 // once where the kernel before still holds a multiprocessor, and who comes late must not keep a
@@ -19,7 +19,7 @@
 // Sums are taken in one order for each (n, k, splits), whatever the number of rows.
 #include "reduce.cuh"
 
-#define WARPS 8
+#define WARPS 16
 // k of one warp's turn, as 4 loads of 32.
 #define STEP 128
 
@@ -54,10 +54,14 @@ struct Skinny {
   float* partial;
   u32* tickets;
   const u32 rows, n, k, accumulate, splits;
-  // Sets of 16 outputs, and units: every set once for each split.
-  const u32 sets, units;
-  // k of a split in steps, and turns that each warp takes for it.
-  const u32 share, turns;
+  // k of a split in steps.
+  const u32 share;
+  // Sets of a unit: 1 or 2.
+  const u32 sides;
+  // Units of a split, and in all.
+  const u32 part, units;
+  // Turns that each warp takes for a unit.
+  const u32 turns;
   const u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 
   __device__ __forceinline__ Skinny(float* y, const bf16* x, const bf16* w, const float* bias,
@@ -74,21 +78,32 @@ struct Skinny {
         k(k),
         accumulate(accumulate),
         splits(splits),
-        sets((n + 15) / 16),
-        units(sets * splits),
         share(((k + STEP - 1) / STEP + splits - 1) / splits),
-        turns((share + WARPS - 1) / WARPS) {}
+        sides(share <= WARPS / 2 ? 2 : 1),
+        part(((n + 15) / 16 + sides - 1) / sides),
+        units(part * splits),
+        turns((share + team() - 1) / team()) {}
+
+  // Warps that share a set, which of them this is, and which set.
+  __device__ __forceinline__ u32 team() const { return sides == 2 ? WARPS / 2 : WARPS; }
+  __device__ __forceinline__ u32 member() const { return warp & (team() - 1); }
+  __device__ __forceinline__ u32 side() const { return warp >= team() ? 1 : 0; }
 
   // Where this warp's turn begins, and where the unit's k ends.
   __device__ __forceinline__ u32 first_k(u32 unit, u32 turn) const {
-    return (unit / sets * share + turn * WARPS + warp) * STEP;
+    return (unit / part * share + turn * team() + member()) * STEP;
   }
   __device__ __forceinline__ u32 end_k(u32 unit) const {
-    return min(k, (unit / sets + 1) * share * STEP);
+    return min(k, (unit / part + 1) * share * STEP);
+  }
+  // The first output of one of a unit's sets.
+  __device__ __forceinline__ u32 first_output(u32 unit, u32 side) const {
+    return (unit % part * sides + side) * 16;
   }
 
   __device__ __forceinline__ void load(Weights& to, u32 unit, u32 turn) const {
-    const u32 first = unit % sets * 16 + g, k0 = first_k(unit, turn), end = end_k(unit);
+    const u32 first = first_output(unit, side()) + g;
+    const u32 k0 = first_k(unit, turn), end = end_k(unit);
     const bool low = first < n, high = first + 8 < n;
     const bf16* from = w + static_cast<u64>(first) * k;
 #pragma unroll
@@ -100,19 +115,10 @@ struct Skinny {
     }
   }
 
-  __device__ __forceinline__ void load_rows(uint4 (&to)[TILES][4], u32 unit, u32 turn) const {
-    const u32 k0 = first_k(unit, turn), end = end_k(unit);
-#pragma unroll
-    for (u32 tile = 0; tile < TILES; tile++) {
-      const u32 row = tile * 8 + g;
-#pragma unroll
-      for (u32 i = 0; i < 4; i++) {
-        const u32 at = k0 + i * 32 + t * 8;
-        const bf16* from = x + static_cast<u64>(row) * k + at;
-        to[tile][i] =
-            at < end && row < rows ? *reinterpret_cast<const uint4*>(from) : zero4();
-      }
-    }
+  __device__ __forceinline__ uint4 load_rows(u32 tile, u32 at, u32 end) const {
+    const u32 row = tile * 8 + g;
+    const bf16* from = x + static_cast<u64>(row) * k + at;
+    return at < end && row < rows ? *reinterpret_cast<const uint4*>(from) : zero4();
   }
 
   // Adds up the warps' sums of a unit. `results` is free again after the next unit's.
@@ -127,14 +133,17 @@ struct Skinny {
       }
     }
     __syncthreads();
-    const u32 row = threadIdx.x / 16, output = unit % sets * 16 + threadIdx.x % 16;
-    if (row >= rows || row >= TILES * 8 || output >= n) return;
+    const u32 side = threadIdx.x / 256, row = threadIdx.x / 16 % 16;
+    const u32 output = first_output(unit, side) + threadIdx.x % 16;
+    if (side >= sides || row >= rows || row >= TILES * 8 || output >= n) return;
     float sum = 0.0f;
-#pragma unroll
-    for (u32 i = 0; i < WARPS; i++) sum += results[i][row][threadIdx.x % 16];
+#pragma unroll 4
+    for (u32 i = 0; i < WARPS; i++) {
+      if (i < team()) sum += results[side * team() + i][row][threadIdx.x % 16];
+    }
     const u64 at = static_cast<u64>(row) * n + output;
     if (partial != nullptr) {
-      partial[static_cast<u64>(unit / sets) * rows * n + at] = sum;
+      partial[static_cast<u64>(unit / part) * rows * n + at] = sum;
       return;
     }
     if (bias != nullptr) sum += bias[output];
@@ -160,17 +169,21 @@ struct Skinny {
     const u32 unit = place.unit;
     const bool is_last = place.turn + 1 == turns;
     if (threadIdx.x == 0 && place.turn == 0) place.drawn = draw();
-    uint4 b[TILES][4];
-    load_rows(b, unit, place.turn);
+    const u32 from = first_k(unit, place.turn) + t * 8, end = end_k(unit);
+    uint4 b[4];
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) b[i] = load_rows(0, from + i * 32, end);
     place.turn = is_last ? 0 : place.turn + 1;
     place.unit = is_last ? place.next : unit;
     const bool goes_on = place.unit < units;
     if (goes_on) load(next, place.unit, place.turn);
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
+      multiply(sums[0], now.low[i], now.high[i], b[i]);
 #pragma unroll
-      for (u32 tile = 0; tile < TILES; tile++) {
-        multiply(sums[tile], now.low[i], now.high[i], b[tile][i]);
+      for (u32 tile = 1; tile < TILES; tile++) {
+        // Only now: there are no registers for two.
+        multiply(sums[tile], now.low[i], now.high[i], load_rows(tile, from + i * 32, end));
       }
     }
     if (is_last) {
@@ -202,12 +215,12 @@ struct Skinny {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(256, 2)
+extern "C" __global__ void __launch_bounds__(512, 1)
     skinny_gemm_8(float* y, const bf16* x, const bf16* w, const float* bias, float* partial,
                   u32* tickets, u32 rows, u32 n, u32 k, u32 accumulate, u32 splits) {
   Skinny<1>(y, x, w, bias, partial, tickets, rows, n, k, accumulate, splits).run();
 }
-extern "C" __global__ void __launch_bounds__(256, 2)
+extern "C" __global__ void __launch_bounds__(512, 1)
     skinny_gemm_16(float* y, const bf16* x, const bf16* w, const float* bias, float* partial,
                    u32* tickets, u32 rows, u32 n, u32 k, u32 accumulate, u32 splits) {
   Skinny<2>(y, x, w, bias, partial, tickets, rows, n, k, accumulate, splits).run();

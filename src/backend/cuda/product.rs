@@ -11,10 +11,14 @@ use crate::error::Result;
 const TILE: usize = 64;
 /// Most rows of a skinny product.
 pub(super) const SKINNY_ROWS: usize = 16;
-/// Outputs of a unit of the skinny kernel's work.
+/// Most rows for which the skinny kernel is the faster one.
+const FEW_ROWS: usize = 8;
+/// Outputs of a set of the skinny kernel.
 const SKINNY_OUTPUTS: usize = 16;
-/// Its blocks that a multiprocessor holds at once: each takes one unit after another.
-const SKINNY_BLOCKS: usize = 2;
+/// A split of so many inputs occupies half of a block's warps: a unit of work is two sets then.
+const HALF_INPUTS: usize = 1024;
+/// Threads of its blocks. A multiprocessor holds one, which takes one unit after another.
+const SKINNY_BLOCK: u32 = 512;
 /// Fewest inputs of a split.
 const SPLIT_INPUTS: usize = 1024;
 /// How much more of the device further splits must use: their sums are one more launch.
@@ -93,9 +97,8 @@ impl Launcher<'_> {
             let y = y + (first * linear.rows * 4) as u64;
             let m = some as u32;
             let kernel = tensor.skinny_gemm[usize::from(some > 8)];
-            let units = linear.rows.div_ceil(SKINNY_OUTPUTS) * splits;
-            let slots = SKINNY_BLOCKS * self.backend.device.multiprocessors;
-            let grid = Grid::new(units.min(slots), 1, BLOCK);
+            let blocks = units(linear, splits).min(self.backend.device.multiprocessors);
+            let grid = Grid::new(blocks, 1, SKINNY_BLOCK);
             let splits = splits as u32;
             let partial = if splits == 1 { 0 } else { self.memory.partial };
             // SAFETY: `y` is `[rows, n]`, `x` `[rows, k]`, the weight `[n, k]`, the bias `[n]` or
@@ -119,18 +122,23 @@ impl CudaBackend {
     /// Whether the skinny kernel computes this product. With `batch_invariant` it computes every
     /// one: its result for a row does not depend on the others.
     pub(super) fn is_skinny(&self, linear: &Linear, rows: usize) -> bool {
-        let few = rows <= SKINNY_ROWS || self.options.batch_invariant;
+        let few = rows <= FEW_ROWS || self.options.batch_invariant;
         few && linear.cols.is_multiple_of(8)
     }
+}
+
+/// Units of work of a skinny product.
+fn units(linear: &Linear, splits: usize) -> usize {
+    let sets = if linear.cols.div_ceil(splits) <= HALF_INPUTS { 2 } else { 1 };
+    linear.rows.div_ceil(SKINNY_OUTPUTS * sets) * splits
 }
 
 /// Parts that a skinny product's sums are cut into: where its outputs alone would leave the device
 /// idle for a good part of the time.
 pub(super) fn splits(linear: &Linear, multiprocessors: usize) -> usize {
-    let slots = SKINNY_BLOCKS * multiprocessors;
     let used = |splits: usize| {
-        let units = linear.rows.div_ceil(SKINNY_OUTPUTS) * splits;
-        units as f64 / units.next_multiple_of(slots) as f64
+        let units = units(linear, splits);
+        units as f64 / units.next_multiple_of(multiprocessors) as f64
     };
     let most = (linear.cols / SPLIT_INPUTS).max(1);
     (2..=most).fold(
@@ -155,8 +163,8 @@ mod tests {
     fn sums_are_cut_where_outputs_are_few() {
         let linear = |rows, cols| Linear { weight: 0, bias: 0, rows, cols, dtype: DType::Bf16 };
         assert_eq!(splits(&linear(4096, 14336), 132), 1);
-        assert_eq!(splits(&linear(6144, 4096), 132), 2);
-        assert_eq!(splits(&linear(1024, 4096), 132), 4);
+        assert_eq!(splits(&linear(6144, 4096), 132), 1);
+        assert_eq!(splits(&linear(1024, 4096), 132), 2);
         assert_eq!(splits(&linear(1024, 1024), 132), 1);
         assert_eq!(splits(&linear(128_256, 4096), 132), 1);
         assert_eq!(splits(&linear(16, 8192), 132), 8);

@@ -1,7 +1,8 @@
 // Times the kernels at the shapes of Llama-3.1-8B, each against what the device can do at best: its
 // copy speed, measured here, or the work done.
 //
-//   kernel_bench --cuda libcuda.so.1 --nvrtc libnvrtc.so.13 [--sources kernels] [--small 1]
+//   kernel_bench --cuda libcuda.so.1 --nvrtc libnvrtc.so.13 [--sources kernels]
+//                [--only skinny] [--small 1]
 //
 // One JSON object a line. With --small tiny shapes, for a dry run on the stand-in.
 #include <algorithm>
@@ -83,7 +84,9 @@ u32 best_splits(u32 n, u32 k, u32 slots) {
   u32 best = 1;
   double share = 0;
   for (u32 splits = 1; splits <= std::max(1u, k / 1024); splits++) {
-    const u32 units = (n + 15) / 16 * splits, waves = (units + slots - 1) / slots;
+    const u32 sets = k / splits <= 1024 ? 2 : 1;
+    const u32 units = (n + 16 * sets - 1) / (16 * sets) * splits;
+    const u32 waves = (units + slots - 1) / slots;
     const double filled = static_cast<double>(units) / (waves * slots);
     if (filled > 1.1 * share) {
       best = splits;
@@ -103,8 +106,8 @@ void skinny(Bench& b) {
     auto w = numbers<bf16>(b.device, size_t{copies} * n * k);
     auto x = numbers<bf16>(b.device, size_t{16} * k);
     auto y = zeros<float>(b.device, size_t{16} * n);
-    const u32 slots = 2 * b.device.multiprocessors(), splits = best_splits(n, k, slots);
-    const u32 blocks = std::min(slots, n / 16 * splits);
+    const u32 slots = b.device.multiprocessors(), splits = best_splits(n, k, slots);
+    const u32 blocks = std::min(slots, (n + 15) / 16 * splits);
     auto partial = zeros<float>(b.device, size_t{splits} * 16 * n);
     auto tickets = zeros<u32>(b.device, 1);
     for (u32 rows : {1u, 8u, 16u}) {
@@ -112,7 +115,7 @@ void skinny(Bench& b) {
       double s = b.seconds([&] {
         u64 weights = w.pointer() + u64{turn++ % copies} * n * k * 2;
         u64 p = splits > 1 ? partial.pointer() : kNull;
-        b.launch(rows <= 8 ? "skinny_gemm_8" : "skinny_gemm_16", {blocks}, 256, 0, y, x, weights,
+        b.launch(rows <= 8 ? "skinny_gemm_8" : "skinny_gemm_16", {blocks}, 512, 0, y, x, weights,
                  kNull, p, tickets, rows, n, k, 0u, splits);
         if (splits > 1) {
           b.launch("skinny_sum", {(n + 255) / 256, rows}, 256, 0, y, kNull, p, splits, n, 0u);
@@ -312,12 +315,14 @@ void sampling(Bench& b) {
 
 int main(int argc, char** argv) {
   std::string cuda = "libcuda.so.1", nvrtc = "libnvrtc.so.13", sources = "kernels";
+  std::string only;
   bool small = false;
   for (int i = 1; i + 1 < argc; i += 2) {
     std::string key = argv[i];
     if (key == "--cuda") cuda = argv[i + 1];
     if (key == "--nvrtc") nvrtc = argv[i + 1];
     if (key == "--sources") sources = argv[i + 1];
+    if (key == "--only") only = argv[i + 1];
     if (key == "--small") small = argv[i + 1][0] == '1';
   }
   try {
@@ -327,7 +332,13 @@ int main(int argc, char** argv) {
                 device.name().c_str(), device.capability(), device.multiprocessors(),
                 device.kernels().size(), device.compile_seconds());
     Bench bench{device, small};
-    for (auto part : {copy_speed, skinny, decode, prefill, rows, sampling}) part(bench);
+    copy_speed(bench);
+    const std::pair<const char*, void (*)(Bench&)> parts[] = {
+        {"skinny", skinny}, {"decode", decode}, {"prefill", prefill}, {"rows", rows},
+        {"sampling", sampling}};
+    for (auto [name, part] : parts) {
+      if (only.empty() || only == name) part(bench);
+    }
   } catch (const std::exception& e) {
     std::printf("{\"error\": \"%s\"}\n", e.what());
     return 1;

@@ -110,7 +110,7 @@ void skinny(Check& c, u32 rows, u32 n, u32 k, u32 splits) {
     // A block each and one too many, or several each.
     const u32 units = ceil_div(n, 16) * splits;
     const u32 blocks = accumulate ? ceil_div(units, 3) : units + 1;
-    c.run(name, {blocks}, 256, 0, dy, dx, dw, b, p, tickets, rows, n, k, accumulate, splits);
+    c.run(name, {blocks}, 512, 0, dy, dx, dw, b, p, tickets, rows, n, k, accumulate, splits);
     if (splits > 1) {
       c.run("skinny_sum", {ceil_div(n, 256), rows}, 256, 0, dy, b, p, splits, n, accumulate);
     }
@@ -122,9 +122,10 @@ void skinny(Check& c, u32 rows, u32 n, u32 k, u32 splits) {
 }  // namespace
 
 CHECK(gemm_skinny) {
-  const u32 shapes[][4] = {{1, 16, 128, 1},  {1, 1, 8, 1},     {3, 17, 136, 1}, {8, 40, 1024, 1},
-                           {9, 33, 264, 1},  {16, 64, 2048, 1}, {2, 300, 520, 2}, {16, 20, 4104, 5},
-                           {5, 16, 128, 4}};
+  const u32 shapes[][4] = {{1, 16, 128, 1},  {1, 1, 8, 1},      {3, 17, 136, 1},
+                           {8, 40, 1024, 1}, {9, 33, 264, 1},   {16, 64, 2048, 1},
+                           {2, 300, 520, 2}, {16, 20, 4104, 5}, {5, 16, 128, 4},
+                           {7, 49, 1032, 1}, {12, 50, 4104, 1}, {3, 70, 4096, 4}};
   for (auto& s : shapes) skinny(c, s[0], s[1], s[2], s[3]);
 }
 
@@ -136,10 +137,10 @@ CHECK(gemm_skinny_rows_are_independent) {
   auto dw = c.put(w);
   auto all = c.room<float>(rows * n), one = c.room<float>(n);
   auto tickets = c.put(std::vector<u32>{0});
-  c.run("skinny_gemm_16", {1}, 256, 0, all, c.put(x), dw, kNull, kNull,
+  c.run("skinny_gemm_16", {1}, 512, 0, all, c.put(x), dw, kNull, kNull,
         tickets, rows, n, k, 0u, 1u);
   std::vector<bf16> last(x.end() - k, x.end());
-  c.run("skinny_gemm_8", {2}, 256, 0, one, c.put(last), dw, kNull, kNull,
+  c.run("skinny_gemm_8", {2}, 512, 0, one, c.put(last), dw, kNull, kNull,
         tickets, 1u, n, k, 0u, 1u);
   auto values = all.values();
   c.equal(one, std::vector<float>(values.end() - n, values.end()));

@@ -183,7 +183,7 @@ fn tensor_cores_of_hopper_agree_with_the_reference() {
 /// On a device of that compute capability, whose prompts that kernel serves.
 fn check_tensor_cores(test: &str, capability: &str, prefill: &str) {
     let cases = [
-        ("llama3", json!({"head_dim": 64, "intermediate_size": 2048})),
+        ("llama3", json!({"head_dim": 64, "hidden_size": 80, "intermediate_size": 2048})),
         ("qwen3", json!({"head_dim": 128, "num_attention_heads": 6, "num_key_value_heads": 1})),
         ("mistral", json!({"head_dim": 64, "sliding_window": 70})),
         ("llama2", json!({"head_dim": 256})),
