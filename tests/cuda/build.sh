@@ -76,7 +76,9 @@ link() {
     done
 }
 object() { echo "$out/obj/$1.o"; }
-link "$out/lib/libcuda.so.1" -shared -Wl,-soname,libcuda.so.1 "${kernel_objects[@]}" \
+# Its host threads wait for work in it for as long as the process lives.
+link "$out/lib/libcuda.so.1" -shared -Wl,-soname,libcuda.so.1,-z,nodelete \
+    "${kernel_objects[@]}" \
     "$out"/obj/emulation_*.o "$out"/obj/standin_driver*.o
 link "$out/lib/libcublasLt.so.13" -shared -Wl,-soname,libcublasLt.so.13 \
     "$(object standin_cublaslt)" -L"$out/lib" -l:libcuda.so.1 -Wl,-rpath,'$ORIGIN'

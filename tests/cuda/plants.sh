@@ -39,7 +39,7 @@ plant() {
     for object in "$out"/obj/kernel_*.o; do
         [ "$(basename "$object")" = "kernel_$stem.o" ] || objects+=("$object")
     done
-    "$cxx" -shared -Wl,-soname,libcuda.so.1 -o "$dir/libcuda.so.1" "${objects[@]}" \
+    "$cxx" -shared -Wl,-soname,libcuda.so.1,-z,nodelete -o "$dir/libcuda.so.1" "${objects[@]}" \
         "$out"/obj/emulation_*.o "$out"/obj/standin_driver*.o -lpthread
     # A shell of its own, lest this one reports the abort of a process that found something.
     if (run_checks "$dir" "$check") &>"$dir/log"; then

@@ -36,22 +36,22 @@ inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 #define threadIdx (emu::fiber->thread)
-#define blockIdx (emu::block->index)
-#define blockDim (emu::block->size)
-#define gridDim (emu::block->grid)
+#define blockIdx (emu::fiber->block->index)
+#define blockDim (emu::fiber->block->size)
+#define gridDim (emu::fiber->block->grid)
 
 inline void __syncthreads() { emu::arrive_and_wait(0, 0, 0, "__syncthreads"); }
 inline int __syncthreads_or(int p) {
   unsigned set = emu::arrive_and_wait(0, 0, p, "__syncthreads_or");
-  return emu::block->barriers[0].result_any[set];
+  return emu::fiber->block->barriers[0].result_any[set];
 }
 inline int __syncthreads_and(int p) {
   unsigned set = emu::arrive_and_wait(0, 0, p, "__syncthreads_and");
-  return emu::block->barriers[0].result_all[set];
+  return emu::fiber->block->barriers[0].result_all[set];
 }
 inline int __syncthreads_count(int p) {
   unsigned set = emu::arrive_and_wait(0, 0, p, "__syncthreads_count");
-  return emu::block->barriers[0].result_count[set];
+  return emu::fiber->block->barriers[0].result_count[set];
 }
 inline void __syncwarp(unsigned mask = ~0u) { emu::exchange(mask, 0, "__syncwarp"); }
 inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }

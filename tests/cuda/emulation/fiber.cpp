@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstdarg>
 #include <mutex>
 #include <thread>
@@ -16,6 +17,7 @@ namespace {
 
 constexpr size_t kPage = 4096;
 
+// r15 is `fiber`, so that each finds itself there when it goes on.
 __attribute__((naked, noinline)) void swap_stacks(void** /*from*/, void* /*to*/) {
   asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
       "movq %rsp,(%rdi)\n movq %rsi,%rsp\n"
@@ -40,8 +42,11 @@ struct Random {
 void set_up(Block& b, unsigned char* stacks) {
   b.alive = b.threads;
   b.host.block = &b;
-  b.fibers.resize(b.threads);
-  b.warps.resize((b.threads + 31) / 32);
+  const unsigned warps = (b.threads + 31) / 32;
+  if (b.warps.size() < warps) {
+    b.fibers.resize(warps * 32);
+    b.warps.resize(warps);
+  }
   for (Warp& w : b.warps) w.used = 0;
   for (Barrier& barrier : b.barriers) barrier = Barrier{};
   for (unsigned i = 0; i < b.threads; i++) {
@@ -58,17 +63,19 @@ void set_up(Block& b, unsigned char* stacks) {
     void** top = reinterpret_cast<void**>(stacks + (i + 1) * kStack);
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(&entry);
-    f.stack_pointer = top - 6;
+    top -= 6;
+    top[0] = &f;  // r15
+    f.stack_pointer = top;
   }
 }
 
 void report_deadlock(const Block& b) {
   std::fprintf(stderr, "emulation: deadlock in %s, block (%u,%u,%u):", b.kernel, b.index.x,
                b.index.y, b.index.z);
-  for (size_t first = 0, next; first < b.fibers.size(); first = next) {
+  for (size_t first = 0, next; first < b.threads; first = next) {
     const Fiber& f = b.fibers[first];
     auto alike = [&](const Fiber& g) { return g.done == f.done && (f.done || g.why == f.why); };
-    for (next = first + 1; next < b.fibers.size() && alike(b.fibers[next]); next++) {
+    for (next = first + 1; next < b.threads && alike(b.fibers[next]); next++) {
     }
     if (!f.done) std::fprintf(stderr, " %zu-%zu:%s", first, next - 1, f.why);
   }
@@ -82,7 +89,7 @@ void report_deadlock(const Block& b) {
 // on, or until the seed says so; then the next warp.
 class Schedule {
  public:
-  explicit Schedule(Block& b) : block_(b), lanes_(32), warps_(b.warps.size()) {
+  explicit Schedule(Block& b) : block_(b), lanes_(32), warps_((b.threads + 31) / 32) {
     const uint64_t row = b.index.z * uint64_t{b.grid.y} + b.index.y;
     random_ = {seed * 0x9e3779b97f4a7c15ull + row * b.grid.x + b.index.x};
     for (unsigned i = 0; i < 32; i++) lanes_[i] = i;
@@ -97,9 +104,10 @@ class Schedule {
       while (lane_ < 32) {
         const unsigned lane = lanes_[lane_++];
         if (lane >= count_) continue;
-        Fiber& f = block_.fibers[base_ + lane];
+        Fiber& f = first_[lane];
         if (f.done || (f.wait && *f.wait == f.wait_value)) continue;
         ran_ = any_ = true;
+        if (lane_ < 32) fetch_stack(first_[lanes_[lane_]]);
         return &f;
       }
       // Another warp's turn may come between any two rounds of this one.
@@ -111,11 +119,19 @@ class Schedule {
 
  private:
   void begin_round() {
-    base_ = warps_[warp_] * 32;
-    count_ = std::min(32u, block_.threads - base_);
+    const unsigned base = warps_[warp_] * 32;
+    first_ = &block_.fibers[base];
+    count_ = std::min(32u, block_.threads - base);
+    for (unsigned i = 0; i < count_; i++) __builtin_prefetch(&first_[i]);
     ran_ = false;
     lane_ = 0;
     if (seed) random_.shuffle(lanes_);
+  }
+
+  // Most of a switch would be to wait for what the next one finds on its stack.
+  static void fetch_stack(const Fiber& f) {
+    const char* top = static_cast<const char*>(f.stack_pointer);
+    for (int i = 0; i < 3; i++) __builtin_prefetch(top + i * 64);
   }
 
   bool next_warp() {
@@ -142,7 +158,8 @@ class Schedule {
   Random random_;
   std::vector<unsigned> lanes_, warps_;
   size_t warp_ = 0, lane_ = 0;
-  unsigned base_ = 0, count_ = 0;
+  Fiber* first_ = nullptr;  // of the warp
+  unsigned count_ = 0;
   bool ran_ = false, any_ = false;
 };
 
@@ -153,7 +170,7 @@ void switch_from(Fiber& from) {
   Block& b = *from.block;
   Fiber* next = b.schedule->next();
   if (next == &from) return;
-  fiber = next;
+  b.running = next;
   swap_stacks(&from.stack_pointer, (next ? next : &b.host)->stack_pointer);
 }
 
@@ -172,9 +189,9 @@ void wait(Fiber& f, const unsigned& phase, unsigned value, const char* why) {
 }
 
 void entry() {
-  (*block->body)();
   Fiber* f = fiber;
   Block* b = f->block;
+  (*b->body)();
   for (auto& group : f->groups) {
     if (!group.empty()) fail("a thread ends with asynchronous copies that it did not wait for");
   }
@@ -200,7 +217,6 @@ void run_block(Block& b, unsigned char* stacks) {
   if (b.hopper) b.hopper->check_block();
   b.hopper = nullptr;
   block = nullptr;
-  fiber = nullptr;
 }
 
 // Memory whose end is the end of a page, with a page behind it that nobody may touch.
@@ -230,15 +246,59 @@ class Guarded {
   size_t pages_ = 0;
 };
 
-// Memory of one host thread, kept from launch to launch.
+// What one host thread needs, kept from launch to launch.
 struct Workspace {
   Guarded stacks, shared;
+  Block block;
 };
+
+// Host threads that wait for work, as many as a launch has asked for. They are never ended.
+class Pool {
+ public:
+  // Runs `work` here and on `others` threads; returns when all are done.
+  void run(unsigned others, const std::function<void()>& work) {
+    std::lock_guard one_launch(launching_);
+    {
+      std::lock_guard lock(mutex_);
+      for (; threads_ < others; threads_++) std::thread([this] { serve(); }).detach();
+      work_ = &work;
+      wanted_ = busy_ = others;
+    }
+    if (others) begin_.notify_all();
+    work();
+    std::unique_lock lock(mutex_);
+    end_.wait(lock, [this] { return busy_ == 0; });
+  }
+
+ private:
+  void serve() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      begin_.wait(lock, [this] { return wanted_ != 0; });
+      wanted_--;
+      const std::function<void()>& work = *work_;
+      lock.unlock();
+      work();
+      lock.lock();
+      if (--busy_ == 0) end_.notify_one();
+    }
+  }
+
+  std::mutex launching_, mutex_;
+  std::condition_variable begin_, end_;
+  const std::function<void()>* work_ = nullptr;
+  unsigned threads_ = 0, wanted_ = 0, busy_ = 0;
+};
+
+Pool& pool() {
+  static Pool* all = new Pool;
+  return *all;
+}
 
 struct sigaction old_action;
 
 void on_fault(int signal, siginfo_t* info, void* context) {
-  if (block != nullptr && fiber != nullptr) {
+  if (block != nullptr && block->running != nullptr) {
     fail("access to %p, which is no memory of the device", info->si_addr);
   }
   if (old_action.sa_flags & SA_SIGINFO) {
@@ -266,9 +326,10 @@ void fail(const char* format, ...) {
   std::fprintf(stderr, "emulation: ");
   std::vfprintf(stderr, format, list);
   va_end(list);
-  if (block != nullptr && fiber != nullptr) {
+  if (block != nullptr && block->running != nullptr) {
+    const Fiber& f = *block->running;
     std::fprintf(stderr, " (%s, block %u,%u,%u, thread %u)", block->kernel, block->index.x,
-                 block->index.y, block->index.z, fiber->warp * 32 + fiber->lane);
+                 block->index.y, block->index.z, f.warp * 32 + f.lane);
   }
   std::fprintf(stderr, "\n");
   std::abort();
@@ -323,7 +384,7 @@ unsigned arrive_and_wait(unsigned id, unsigned expected, int predicate, const ch
 }
 
 void arrive(unsigned id, unsigned expected) {
-  Barrier& barrier = block->barriers[id];
+  Barrier& barrier = fiber->block->barriers[id];
   if (++barrier.arrived == expected) barrier.release();
 }
 
@@ -348,8 +409,9 @@ void launch(const char* kernel, Dim3 grid, Dim3 size, size_t shared_bytes,
   watch_faults();
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   std::atomic<uint64_t> next{0};
-  auto work = [&] {
-    Block b;
+  const std::function<void()> work = [&] {
+    static thread_local Workspace workspace;
+    Block& b = workspace.block;
     b.grid = grid;
     b.size = size;
     b.kernel = kernel;
@@ -357,7 +419,7 @@ void launch(const char* kernel, Dim3 grid, Dim3 size, size_t shared_bytes,
     b.body = &body;
     b.dependent = dependent;
     b.shared_bytes = shared_bytes;
-    static thread_local Workspace workspace;
+    b.switches = 0;
     unsigned char* stack_memory = workspace.stacks.last(b.threads * kStack);
     // Its end is up to 127 bytes from the guard page, its start aligned to 128.
     b.shared = workspace.shared.last((shared_bytes + 127) / 128 * 128);
@@ -370,12 +432,9 @@ void launch(const char* kernel, Dim3 grid, Dim3 size, size_t shared_bytes,
   };
   uint64_t threads = host_threads ? host_threads : std::thread::hardware_concurrency();
   threads = std::min(std::max<uint64_t>(threads, 1), blocks);
-  // A thread costs more than a small grid.
+  // To wake a thread costs more than a small grid.
   if (blocks * size.x * size.y * size.z <= 4096) threads = 1;
-  std::vector<std::thread> others;
-  for (uint64_t i = 1; i < threads; i++) others.emplace_back(work);
-  work();
-  for (auto& t : others) t.join();
+  pool().run(static_cast<unsigned>(threads - 1), work);
   totals.launches++;
   totals.blocks += blocks;
 }

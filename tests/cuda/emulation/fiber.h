@@ -48,10 +48,11 @@ struct alignas(64) Fiber {
   std::vector<PendingCopy> open;                 // not committed yet
 };
 
-// The values of one collective, by lane; two sets, so that the next one may begin.
+// The values of one collective, by lane and close together; two sets, so that the next one may
+// begin.
 struct Collective {
   unsigned mask = 0, count = 0, phase = 0;
-  alignas(16) unsigned char values[2][32][64];
+  alignas(64) unsigned char values[2][32 * 64];
 };
 
 struct Warp {
@@ -84,7 +85,8 @@ struct Block {
   const char* kernel = "";
   unsigned threads = 0, alive = 0;
   bool dependent = false;
-  std::vector<Fiber> fibers;
+  Fiber* running = nullptr;  // nobody while the host looks for the first, or has the last's place
+  std::vector<Fiber> fibers;  // at least `threads`, and whole warps
   std::vector<Warp> warps;
   Barrier barriers[kBarriers];
   const std::function<void()>* body = nullptr;
@@ -97,7 +99,9 @@ struct Block {
 };
 
 inline thread_local Block* block = nullptr;
-inline thread_local Fiber* fiber = nullptr;
+// The thread that runs, for code that one runs. In a register that the compiler leaves alone and
+// that a switch exchanges with the others: kernels ask for it all the time.
+register Fiber* fiber asm("r15");
 
 struct Totals {
   std::atomic<uint64_t> launches{0}, blocks{0}, switches{0};
@@ -115,7 +119,7 @@ void wait_on(const unsigned& phase, unsigned value, const char* why);
 unsigned arrive_and_wait(unsigned id, unsigned expected, int predicate, const char* why);
 void arrive(unsigned id, unsigned expected);
 
-typedef const unsigned char (*Values)[64];
+typedef const unsigned char* Values;
 // The collective of a lane and the others of `mask`, which must be lanes of its warp.
 Collective& collective_of(const Fiber& f, unsigned mask, const char* why);
 // Waits for the other lanes, all of which give a value.
@@ -125,10 +129,10 @@ void meet(Fiber& f, Collective& c, const char* why);
 template <class T>
 Values exchange(unsigned mask, const T& value, const char* why) {
   static_assert(sizeof(T) <= 64);
-  Fiber& f = *fiber;  // To look it up takes a call.
+  Fiber& f = *fiber;
   Collective& c = collective_of(f, mask, why);
-  auto& values = c.values[c.phase & 1];
-  std::memcpy(values[f.lane], &value, sizeof(T));
+  unsigned char* values = c.values[c.phase & 1];
+  std::memcpy(values + f.lane * sizeof(T), &value, sizeof(T));
   meet(f, c, why);
   return values;
 }
@@ -136,7 +140,7 @@ Values exchange(unsigned mask, const T& value, const char* why) {
 template <class T>
 T value_of(Values values, unsigned lane) {
   T t;
-  std::memcpy(&t, values[lane], sizeof(T));
+  std::memcpy(&t, values + lane * sizeof(T), sizeof(T));
   return t;
 }
 

@@ -10,7 +10,7 @@
 
 namespace ptx {
 
-inline unsigned char* dynamic_shared() { return emu::block->shared; }
+inline unsigned char* dynamic_shared() { return emu::fiber->block->shared; }
 
 inline float to_f32(f16 x) {
   unsigned sign = (x.bits & 0x8000u) << 16, exponent = x.bits >> 10 & 31, part = x.bits & 1023;
@@ -97,6 +97,7 @@ inline void mma_16x8x16(float* c, const u32* a, const u32* b) {
   std::memcpy(mine.a, a, sizeof mine.a);
   std::memcpy(mine.b, b, sizeof mine.b);
   auto all = emu::exchange(~0u, mine, "mma.m16n8k16");
+  const Fragments* of = reinterpret_cast<const Fragments*>(all);
   auto low = [](u32 x) { return __uint_as_float(x << 16); };
   auto high = [](u32 x) { return __uint_as_float(x & 0xffff0000u); };
   unsigned lane = emu::fiber->lane, row = lane / 4;
@@ -105,8 +106,8 @@ inline void mma_16x8x16(float* c, const u32* a, const u32* b) {
       unsigned column = lane % 4 * 2 + j;
       float sum = 0;
       for (unsigned q = 0; q < 4; q++) {
-        const u32* fa = reinterpret_cast<const u32*>(all[row * 4 + q]);
-        const u32* fb = reinterpret_cast<const u32*>(all[column * 4 + q]) + 4;
+        const u32* fa = of[row * 4 + q].a;
+        const u32* fb = of[column * 4 + q].b;
         u32 a0 = fa[half], a1 = fa[2 + half], b0 = fb[0], b1 = fb[1];
         sum += low(a0) * low(b0) + high(a0) * high(b0) + low(a1) * low(b1) + high(a1) * high(b1);
       }
@@ -131,7 +132,7 @@ inline void sync_some(u32 id, u32 threads) {
 
 // In bytes from the start of the block's dynamic shared memory.
 inline u32 shared_address(const void* p) {
-  return static_cast<u32>(static_cast<const unsigned char*>(p) - emu::block->shared);
+  return static_cast<u32>(static_cast<const unsigned char*>(p) - emu::fiber->block->shared);
 }
 
 inline void barrier_init(u64* barrier, u32 arrivals) {
