@@ -16,6 +16,10 @@ fn main() {
             cdylib_arg("-z,nodelete");
         }
     }
+    println!("cargo::rustc-check-cfg=cfg(vrust_avx512)");
+    if has_avx512(&variable("PROFILE")) {
+        println!("cargo::rustc-cfg=vrust_avx512");
+    }
     println!("cargo::rustc-env=VRUST_TARGET={}", variable("TARGET"));
     println!("cargo::rustc-env=VRUST_PROFILE={}", variable("PROFILE"));
     let revision = git_revision().map_or("null".to_owned(), |r| format!("\"{r}\""));
@@ -24,6 +28,18 @@ fn main() {
     build_kernels::build();
     println!("cargo::rerun-if-env-changed=VRUST_GIT_REVISION");
     println!("cargo::rerun-if-changed=build.rs");
+}
+
+/// Whether to compile the AVX-512 paths: in all builds that are for others, and where they can run.
+/// `VRUST_ALL_PATHS` asks for them in development builds, for a test program that is to run on
+/// another machine.
+fn has_avx512(profile: &str) -> bool {
+    println!("cargo::rerun-if-env-changed=VRUST_ALL_PATHS");
+    #[cfg(target_arch = "x86_64")]
+    let is_here = is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    let is_here = false;
+    profile != "debug" || is_here || std::env::var_os("VRUST_ALL_PATHS").is_some()
 }
 
 fn cdylib_arg(argument: &str) {

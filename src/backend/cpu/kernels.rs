@@ -85,14 +85,20 @@ impl Kernels {
     }
 }
 
-/// Instantiates every generic kernel inside functions that have the path's features.
+/// Whether this build has the paths of AVX-512 and what builds on it. They are most of what the
+/// compiler has to do, so that a development build on a machine without them has shells that
+/// nobody calls (`build.rs`).
+pub(crate) const HAS_AVX512: bool = cfg!(vrust_avx512);
+
+/// Instantiates every generic kernel inside functions that have the path's features, where
+/// `compiled` says so.
 ///
 /// `rows x panels` is the register tile of linear layers, `int_rows x int_panels` that of quantized
 /// ones, which sum twice, beside each the tile of gated ones, as `linear::tiles::run` wants it, and
 /// `vectors x groups` that of attention. `int` are the lanes that sum products of whole bytes,
 /// `nibbles` those of a group of nibbles.
 macro_rules! instantiate {
-    ($name:ident, [$($feature:meta),*], $simd:ty, $int:ty, $nibbles:ty,
+    ($name:ident, $compiled:expr, [$($feature:meta),*], $simd:ty, $int:ty, $nibbles:ty,
      $bf16:ty, $bf16_inputs:literal,
      $rows:literal x $panels:literal, $g_rows:literal x $g_panels:literal,
      $int_rows:literal x $int_panels:literal, $ig_rows:literal x $ig_panels:literal,
@@ -100,7 +106,7 @@ macro_rules! instantiate {
         mod $name {
             use super::*;
 
-            instantiate!(@kernels [$(#[$feature])*] {
+            instantiate!(@kernels $compiled, [$(#[$feature])*] {
                 linear_bf16(LinearArgs) = run::<Chain<$bf16>, $rows, $panels, $g_rows, $g_panels>;
                 linear_f32(LinearArgs) =
                     run::<Chain<Wide<$simd, f32>>, $rows, $panels, $g_rows, $g_panels>;
@@ -122,7 +128,7 @@ macro_rules! instantiate {
                 activate(ActivateArgs) = elementwise::activate::<$simd>;
             });
 
-            instantiate!(@attend [$(#[$feature])*] {
+            instantiate!(@attend $compiled, [$(#[$feature])*] {
                 attend_f32 = Wide<$simd, f32>, $vectors, $groups;
                 attend_bf16 = $bf16, $vectors, $groups;
                 attend_int8 = Twos<$simd, i8>, $vectors, $groups;
@@ -131,7 +137,7 @@ macro_rules! instantiate {
             $(#[$feature])*
             unsafe fn merge(a: &AttentionArgs<'_>, tile: usize, heads: Range<usize>) {
                 // SAFETY: the caller keeps the contract of `Kernel`.
-                unsafe { attention::merge::<$simd>(a, tile, heads) }
+                instantiate!(@body $compiled, unsafe { attention::merge::<$simd>(a, tile, heads) })
             }
 
             pub(super) const KERNELS: Kernels = Kernels {
@@ -154,31 +160,37 @@ macro_rules! instantiate {
             };
         }
     };
-    (@attend $features:tt { $($name:ident = $panel:ty, $vectors:literal, $groups:literal;)* }) => {
-        $(instantiate!(@attend_one $features $name = $panel, $vectors, $groups);)*
+    (@body $compiled:expr, $body:expr) => {
+        if $compiled { $body } else { unreachable!("a path that this build does not have") }
     };
-    (@attend_one [$(#[$feature:meta])*]
+    (@attend $compiled:expr, $features:tt
+        { $($name:ident = $panel:ty, $vectors:literal, $groups:literal;)* }) => {
+        $(instantiate!(@attend_one $compiled, $features $name = $panel, $vectors, $groups);)*
+    };
+    (@attend_one $compiled:expr, [$(#[$feature:meta])*]
         $name:ident = $panel:ty, $vectors:literal, $groups:literal) => {
         $(#[$feature])*
         unsafe fn $name(a: &AttentionArgs<'_>, work: Work, s: &mut Scratch) {
             // SAFETY: the caller keeps the contract of `Kernel`.
-            unsafe { attention::attend::<$panel, $vectors, $groups>(a, work, s) }
+            instantiate!(@body $compiled, unsafe {
+                attention::attend::<$panel, $vectors, $groups>(a, work, s)
+            })
         }
     };
-    (@kernels $features:tt { $($kernel:ident($args:ty) = $body:expr;)* }) => {
-        $(instantiate!(@kernel $features $kernel($args) = $body);)*
+    (@kernels $compiled:expr, $features:tt { $($kernel:ident($args:ty) = $body:expr;)* }) => {
+        $(instantiate!(@kernel $compiled, $features $kernel($args) = $body);)*
     };
-    (@kernel [$(#[$feature:meta])*] $kernel:ident($args:ty) = $body:expr) => {
+    (@kernel $compiled:expr, [$(#[$feature:meta])*] $kernel:ident($args:ty) = $body:expr) => {
         $(#[$feature])*
         unsafe fn $kernel(args: &$args, units: Range<usize>) {
             // SAFETY: the caller keeps the contract of `Kernel`.
-            unsafe { $body(args, units) }
+            instantiate!(@body $compiled, unsafe { $body(args, units) })
         }
     };
 }
 
 instantiate!(
-    portable, [],
+    portable, true, [],
     Portable, [i32; 16], [i32; 16],
     linear::Pairs<Portable>, false, 2 x 1, 2 x 1, 2 x 1, 2 x 1, 2 x 1
 );
@@ -190,13 +202,14 @@ use super::simd::{avx2::Avx2, avx512::Avx512};
 
 #[cfg(target_arch = "x86_64")]
 instantiate!(
-    avx2, [target_feature(enable = "avx2,fma,f16c")],
+    avx2, true, [target_feature(enable = "avx2,fma,f16c")],
     Avx2, Avx2Integer, Avx2Nibbles,
     linear::Pairs<Avx2>, false, 5 x 1, 5 x 1, 5 x 1, 5 x 1, 5 x 1
 );
 #[cfg(target_arch = "x86_64")]
 instantiate!(
-    avx512, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
+    avx512, HAS_AVX512,
+    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")],
     Avx512, Avx512Integer, Avx512Integer,
     linear::Pairs<Avx512>, false, 8 x 3, 8 x 2, 6 x 2, 6 x 2, 8 x 2
 );
@@ -208,12 +221,12 @@ mod avx512bf16 {
     use super::linear::avx512bf16::Dot;
     use super::*;
 
-    instantiate!(@kernels [
+    instantiate!(@kernels HAS_AVX512, [
         #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     ] {
         linear_bf16(LinearArgs) = run::<Chain<Dot<false>>, 8, 3, 6, 4>;
     });
-    instantiate!(@attend [
+    instantiate!(@attend HAS_AVX512, [
         #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     ] {
         attend_bf16 = Dot<false>, 8, 2;
@@ -230,7 +243,7 @@ mod vnni {
     use super::*;
     use crate::backend::cpu::simd::integer::Vnni;
 
-    instantiate!(@kernels [
+    instantiate!(@kernels HAS_AVX512, [
         #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     ] {
         int8(LinearArgs) = run::<Quantized<Vnni, Int8>, 6, 2, 6, 2>;
@@ -249,12 +262,12 @@ mod amx {
     use super::linear::avx512bf16::Dot;
     use super::*;
 
-    instantiate!(@kernels [
+    instantiate!(@kernels HAS_AVX512, [
         #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     ] {
         linear_bf16(LinearArgs) = run::<Bf16>;
     });
-    instantiate!(@kernels [
+    instantiate!(@kernels HAS_AVX512, [
         #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     ] {
         linear_int8(LinearArgs) = run::<Bytes<Int8>>;
@@ -262,7 +275,7 @@ mod amx {
         linear_int6(LinearArgs) = run::<Bytes<Int6>>;
     });
 
-    instantiate!(@attend [
+    instantiate!(@attend HAS_AVX512, [
         #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     ] {
         attend_tiles = Dot<true>, 8, 2;
@@ -296,7 +309,7 @@ use super::simd::{integer::NeonDot, integer::NeonInteger, neon::Neon};
 
 #[cfg(target_arch = "aarch64")]
 instantiate!(
-    neon, [target_feature(enable = "neon")],
+    neon, true, [target_feature(enable = "neon")],
     Neon, NeonInteger, NeonInteger,
     linear::Pairs<Neon>, false, 4 x 1, 4 x 1, 4 x 1, 4 x 1, 4 x 1
 );
@@ -308,10 +321,10 @@ mod neon_bf16 {
     use super::linear::neon_bf16::Dot;
     use super::*;
 
-    instantiate!(@kernels [#[target_feature(enable = "neon,bf16")]] {
+    instantiate!(@kernels true, [#[target_feature(enable = "neon,bf16")]] {
         linear_bf16(LinearArgs) = run::<Chain<Dot>, 6, 1, 6, 1>;
     });
-    instantiate!(@attend [#[target_feature(enable = "neon,bf16")]] {
+    instantiate!(@attend true, [#[target_feature(enable = "neon,bf16")]] {
         attend_bf16 = Dot, 4, 1;
         attend_int8 = DotBytes, 4, 1;
     });
@@ -325,7 +338,7 @@ mod neon_bf16 {
 mod dotprod {
     use super::*;
 
-    instantiate!(@kernels [#[target_feature(enable = "neon,dotprod")]] {
+    instantiate!(@kernels true, [#[target_feature(enable = "neon,dotprod")]] {
         int8(LinearArgs) = run::<Quantized<NeonDot, Int8>, 4, 1, 4, 1>;
         int4(LinearArgs) = run::<Quantized<NeonDot, Int4>, 4, 1, 4, 1>;
         int6(LinearArgs) = run::<Quantized<NeonDot, Int6>, 4, 1, 4, 1>;
