@@ -46,6 +46,7 @@ static void receive(void *user_data, uint32_t level, const char *target, size_t 
 static VrustEngine *engine_with(const char *model, const char *extra) {
   VrustEngine *engine = NULL;
   VrustEngineOptions options = engine_options(model);
+  options.max_num_seqs = 8; /* Valgrind takes minutes for larger steps. */
   options.extra_json = extra;
   options.extra_json_len = strlen(extra);
   CHECK_OK(vrust_engine_create(&options, &engine, &err));
