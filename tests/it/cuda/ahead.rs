@@ -90,16 +90,16 @@ fn steps_ahead_give_what_steps_in_turn_give() {
             let engine = ready(waiting(tight.clone()));
             let fed = || count("kernel:take_tokens");
             let before = fed();
-            let expected = run(&engine, traffic(40, text));
+            let expected = run(&engine, traffic(24, text));
             // A launch with prompts to score takes them the same way.
             let in_turn = fed() - before;
             drop(engine);
             let engine = ready(tight);
-            let got = run(&engine, traffic(40, text));
+            let got = run(&engine, traffic(24, text));
             assert!(fed() - before - in_turn > in_turn + 20, "steps ran ahead");
             assert_same(&expected, &got, case);
             // Not one at a time either.
-            let few = traffic(40, text).into_iter().step_by(7);
+            let few = traffic(24, text).into_iter().step_by(7);
             let alone: Vec<_> = few.map(|request| run_one(&engine, request)).collect();
             let expected: Vec<_> = expected.into_iter().step_by(7).collect();
             assert_same(&expected, &alone, "alone");
