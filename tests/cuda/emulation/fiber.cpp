@@ -16,6 +16,7 @@ namespace emu {
 namespace {
 
 constexpr size_t kPage = 4096;
+constexpr size_t kHugePage = size_t{2} << 20;
 
 // r15 is `fiber`, so that each finds itself there when it goes on.
 __attribute__((naked, noinline)) void swap_stacks(void** /*from*/, void* /*to*/) {
@@ -94,6 +95,7 @@ class Schedule {
     random_ = {seed * 0x9e3779b97f4a7c15ull + row * b.grid.x + b.index.x};
     for (unsigned i = 0; i < 32; i++) lanes_[i] = i;
     for (unsigned i = 0; i < warps_.size(); i++) warps_[i] = i;
+    stuck_.assign(warps_.size(), ~uint64_t{0});
     if (seed) random_.shuffle(warps_);
     begin_round();
   }
@@ -110,6 +112,7 @@ class Schedule {
         if (lane_ < 32) fetch_stack(first_[lanes_[lane_]]);
         return &f;
       }
+      if (!ran_) stuck_[warps_[warp_]] = block_.releases;
       // Another warp's turn may come between any two rounds of this one.
       const bool leaves = seed && random_.below(4) == 0;
       if ((leaves || !ran_) && !next_warp()) return nullptr;
@@ -136,13 +139,16 @@ class Schedule {
 
   bool next_warp() {
     if (seed && random_.below(4) == 0) any_ |= end_a_copy();
-    if (++warp_ < warps_.size()) return true;
-    if (block_.alive == 0) return false;
-    if (!any_ && !end_a_copy()) report_deadlock(block_);
-    any_ = false;
-    warp_ = 0;
-    if (seed) random_.shuffle(warps_);
-    return true;
+    for (;;) {
+      while (++warp_ < warps_.size()) {
+        if (stuck_[warps_[warp_]] != block_.releases) return true;
+      }
+      if (block_.alive == 0) return false;
+      if (!any_ && !end_a_copy()) report_deadlock(block_);
+      any_ = false;
+      warp_ = ~size_t{0};
+      if (seed) random_.shuffle(warps_);
+    }
   }
 
   // Lets a copy of those under way arrive; says whether there was one. Without a seed the oldest,
@@ -157,6 +163,7 @@ class Schedule {
   Block& block_;
   Random random_;
   std::vector<unsigned> lanes_, warps_;
+  std::vector<uint64_t> stuck_;  // the releases after which no lane of a warp could go on
   size_t warp_ = 0, lane_ = 0;
   Fiber* first_ = nullptr;  // of the warp
   unsigned count_ = 0;
@@ -230,6 +237,8 @@ class Guarded {
       void* p = mmap(nullptr, pages + kPage, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (p == MAP_FAILED) std::abort();
+      // Stacks of a block lie on more small pages than a core looks up fast.
+      if (pages >= kHugePage) madvise(p, pages, MADV_HUGEPAGE);
       base_ = static_cast<unsigned char*>(p);
       pages_ = pages;
       mprotect(base_ + pages, kPage, PROT_NONE);
@@ -359,6 +368,7 @@ void Barrier::release() {
   count = 0;
   arrived = 0;
   phase++;
+  fiber->block->releases++;
 }
 
 void wait_on(const unsigned& phase, unsigned value, const char* why) {

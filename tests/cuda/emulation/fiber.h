@@ -85,7 +85,7 @@ struct Block {
   const char* kernel = "";
   unsigned threads = 0, alive = 0;
   bool dependent = false;
-  Fiber* running = nullptr;  // nobody while the host looks for the first, or has the last's place
+  Fiber* running = nullptr;
   std::vector<Fiber> fibers;  // at least `threads`, and whole warps
   std::vector<Warp> warps;
   Barrier barriers[kBarriers];
@@ -96,6 +96,7 @@ struct Block {
   size_t shared_bytes = 0;
   uint64_t switches = 0;
   std::shared_ptr<Hopper> hopper;  // of blocks that use what sm_90a adds (hopper.h)
+  uint64_t releases = 0;  // of barriers: a warp waits for these or for lanes of its own
 };
 
 inline thread_local Block* block = nullptr;

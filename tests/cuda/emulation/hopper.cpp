@@ -45,6 +45,7 @@ void Hopper::end_phase(CopyBarrier& b) {
   if (b.pending != 0 || b.bytes != 0) return;
   b.pending = b.count;
   b.phase++;
+  block->releases++;
 }
 
 void Hopper::arrive(const void* at) {
