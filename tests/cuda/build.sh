@@ -13,7 +13,8 @@ answer() { case $out in /*) echo "$out/lib" ;; *) echo "$PWD/$out/lib" ;; esac; 
 # Every test asks, and to look at each source takes seconds: most find that none is newer than the
 # last build.
 stamp=$out/stamp
-if [ "$(cat "$stamp" 2>/dev/null)" = "$cxx" ] && [ -e "$out/lib/libnvrtc.so" ] &&
+made=("$out"/lib/lib{cuda,cublasLt,nvrtc}.so "$out"/{kernel_checks,kernel_bench,driver_checks})
+if [ "$(cat "$stamp" 2>/dev/null)" = "$cxx" ] && ls "${made[@]}" &>/dev/null &&
     [ -z "$(find kernels tests/cuda -newer "$stamp" -print -quit)" ]; then
     answer
     exit
