@@ -14,10 +14,21 @@ limit=2700 # Seconds for a stage, twice the longest on slow cores: what hangs is
 running=   # The process group of this lane's stage.
 second=    # The second lane's process.
 
-# stage NAME COMMAND...: runs it, shows its output only where it fails, notes the time.
+# Sets `cpu` to the seconds of the processor that this lane's children have had so far, on both
+# cores together. A subshell would count its own.
+read_cpu() {
+    local file=$log_dir/times.$BASHPID
+    times >"$file"
+    cpu=$(awk -F '[ms ]' 'NR == 2 {printf "%d", 60 * $1 + $2 + 60 * $4 + $5}' "$file")
+}
+
+# stage NAME COMMAND...: runs it, shows its output only where it fails, notes the time, and in
+# brackets the processor's: stages of two lanes share the machine.
 stage() {
-    local name=$1 start=$SECONDS
+    local name=$1 start=$SECONDS cpu before
     shift
+    read_cpu
+    before=$cpu
     local log="$log_dir/${name// /-}.log"
     # A process group of its own, to be ended as a whole.
     set -m
@@ -26,7 +37,9 @@ stage() {
     set +m
     if wait "$running"; then
         running=
-        printf '%-34sok  %4d s%s\n' "$name" $((SECONDS - start)) "$(counts "$log")"
+        read_cpu
+        printf '%-34sok  %4d s [%d]%s\n' "$name" $((SECONDS - start)) $((cpu - before)) \
+            "$(counts "$log")"
         : >"$passed_dir/${name// /-}"
     else
         printf '%-34sFAILED after %d s; the end of %s:\n' "$name" $((SECONDS - start)) "$log"
