@@ -13,33 +13,23 @@ mkdir -p "$passed_dir"
 limit=2700 # Seconds for a stage, twice the longest on slow cores: what hangs is to be seen.
 running=   # The process group of this lane's stage.
 second=    # The second lane's process.
-
-# Sets `cpu` to the seconds of the processor that this lane's children have had so far, on both
-# cores together. A subshell would count its own.
-read_cpu() {
-    local file=$log_dir/times.$BASHPID
-    times >"$file"
-    cpu=$(awk -F '[ms ]' 'NR == 2 {printf "%d", 60 * $1 + $2 + 60 * $4 + $5}' "$file")
-}
+timed='TIMEFORMAT="%U %S"; time "$@" 2>&1' # Its own stderr has the times alone.
 
 # stage NAME COMMAND...: runs it, shows its output only where it fails, notes the time, and in
-# brackets the processor's: stages of two lanes share the machine.
+# brackets the seconds of the processor: stages of two lanes share the machine.
 stage() {
-    local name=$1 start=$SECONDS cpu before
+    local name=$1 start=$SECONDS
     shift
-    read_cpu
-    before=$cpu
     local log="$log_dir/${name// /-}.log"
     # A process group of its own, to be ended as a whole.
     set -m
-    timeout -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null &
+    timeout -k 10 "$limit" bash -c "$timed" stage "$@" >"$log" 2>"$log.cpu" </dev/null &
     running=$!
     set +m
     if wait "$running"; then
         running=
-        read_cpu
-        printf '%-34sok  %4d s [%d]%s\n' "$name" $((SECONDS - start)) $((cpu - before)) \
-            "$(counts "$log")"
+        printf '%-34sok  %4d s [%.0f]%s\n' "$name" $((SECONDS - start)) \
+            "$(awk 'END {print $1 + $2}' "$log.cpu")" "$(counts "$log")"
         : >"$passed_dir/${name// /-}"
     else
         printf '%-34sFAILED after %d s; the end of %s:\n' "$name" $((SECONDS - start)) "$log"
