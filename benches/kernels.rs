@@ -1,11 +1,11 @@
-//! How near are linear layers to the machine's limits? The shapes of Qwen3-0.6B's layers, each
-//! weight format, on the path that this machine takes.
+//! How near are linear layers to the machine's limits? The shapes of Qwen3-0.6B's layers, or of
+//! Llama-3.2-1B's, each weight format, on the path that this machine takes.
 //!
 //! Prints, for each number of rows, billions of multiplications and additions a second, and the
 //! gigabytes of weights read a second: one row is bound by memory, many rows by arithmetic. Then
 //! attention with that model's heads, over a cache that no CPU cache holds.
 //!
-//! `cargo bench --bench kernels [-- ROWS,ROWS,..]`
+//! `cargo bench --bench kernels [-- [llama|OUTPUTSxINPUTS] [ROWS,ROWS,..]]`
 
 #![allow(clippy::print_stdout, missing_docs, reason = "a benchmark prints")]
 
@@ -24,7 +24,9 @@ use vrust::error::Result;
 use vrust::ids::{BlockId, TokenId};
 
 /// Outputs and inputs of a layer's matrices: QKV, output, gate and up, down.
-const SHAPES: [(usize, usize); 4] = [(4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072)];
+type Shapes = [(usize, usize); 4];
+const QWEN: Shapes = [(4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072)];
+const LLAMA: Shapes = [(3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192)];
 /// Enough of them that no cache holds the weights.
 const LAYERS: usize = 12;
 const ROUNDS: usize = 9;
@@ -66,7 +68,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(quantization: Option<Quantization>, role: LinearRole) -> Self {
+    fn new(shapes: Shapes, quantization: Option<Quantization>, role: LinearRole) -> Self {
         let options = CpuOptions { quantization, ..CpuOptions::new(ComputeType::Bf16) };
         let mut backend = CpuBackend::new(options).expect("a backend");
         let mut pack = |(n, k)| {
@@ -74,8 +76,8 @@ impl Bench {
             let spec = LinearSpec { parts, role };
             backend.pack_linear(spec).expect("memory")
         };
-        let layers = (0..LAYERS).map(|_| SHAPES.map(&mut pack)).collect();
-        let acts = SHAPES.map(|(n, k)| (backend.activation(k), backend.activation(n)));
+        let layers = (0..LAYERS).map(|_| shapes.map(&mut pack)).collect();
+        let acts = shapes.map(|(n, k)| (backend.activation(k), backend.activation(n)));
         let limits = StepLimits {
             max_tokens: MAX_ROWS,
             max_seqs: 1,
@@ -100,6 +102,7 @@ impl Bench {
                 block_tables: &[Vec::new()],
                 slot_mapping: &[vec![0; rows]],
                 block_copies: &[],
+                wanted: None,
             });
             for layer in &self.layers {
                 for (weight, (x, out)) in layer.iter().zip(self.acts) {
@@ -112,17 +115,25 @@ impl Bench {
 }
 
 fn main() {
-    let asked = std::env::args().find(|a| a.starts_with(|c: char| c.is_ascii_digit()));
-    let rows = asked.unwrap_or_else(|| "1,2,4,8,16,32,64,128,512,2048".into());
+    let (mut shapes, mut rows) = (QWEN, "1,2,4,8,16,32,64,128,512,2048".to_owned());
+    for arg in std::env::args().skip(1) {
+        let number = |text: &str| text.parse().expect("a number");
+        match arg.split_once('x') {
+            _ if arg == "llama" => shapes = LLAMA,
+            Some((n, k)) => shapes = [(number(n), number(k)); 4],
+            None if arg.starts_with(|c: char| c.is_ascii_digit()) => rows = arg,
+            None => {}
+        }
+    }
     let rows: Vec<usize> = rows.split(',').map(|r| r.parse().expect("a number of rows")).collect();
-    let parameters = LAYERS * SHAPES.iter().map(|(n, k)| n * k).sum::<usize>();
+    let parameters = LAYERS * shapes.iter().map(|(n, k)| n * k).sum::<usize>();
     [false, true].into_iter().for_each(attention);
     let (int8, int4) = (Some(Quantization::Int8), Some(Quantization::Int4));
     let (hidden, vocabulary) = (LinearRole::Hidden, LinearRole::Vocabulary);
     let formats =
         [(None, hidden, 16.0), (int8, hidden, 8.0), (int4, hidden, 4.25), (int4, vocabulary, 6.25)];
     for (quantization, role, bits) in formats {
-        let mut bench = Bench::new(quantization, role);
+        let mut bench = Bench::new(shapes, quantization, role);
         println!("{}, {role:?}, {bits} bits a weight", bench.backend.describe());
         for &rows in &rows {
             bench.run(rows);
@@ -211,6 +222,7 @@ fn run_attention(
         block_tables: &[table],
         slot_mapping: &[slots],
         block_copies: &[],
+        wanted: None,
     });
     let spec = Attention { heads: HEADS, scale: 0.1, sliding_window: None };
     for layer in 0..LAYERS {

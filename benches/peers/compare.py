@@ -189,6 +189,8 @@ def measure(options, shape, quantization, engines, note):
             note(engine, "start", 0, worker.start)
             time.sleep(SETTLE)
     for task in options.tasks:
+        if task in ("start", "peak"):
+            continue  # Noted of every process, whatever else it is asked.
         slow = set()
         # A turn of many prompts takes long, and prompts of 2,048 have warmed up all but the cache.
         warmed = task == "concurrent" and "prefill 2048" in options.tasks

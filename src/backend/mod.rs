@@ -281,6 +281,8 @@ pub struct StepInput<'a> {
     pub slot_mapping: &'a [Vec<u64>],
     /// Copies to make before anything else.
     pub block_copies: &'a [BlockCopy],
+    /// The rows whose logits may be asked for, ascending; any of them where absent.
+    pub wanted: Option<&'a [u32]>,
 }
 
 /// How a row's token is drawn by the backend, as `sampling` would, which is the oracle.
@@ -379,6 +381,11 @@ pub trait Backend {
     fn gated_activation(&mut self, gate_up: ActId, kind: Activation, out: ActId);
     /// `x = act(x)`.
     fn activate(&mut self, x: ActId, kind: Activation);
+    /// From here on the step needs the rows that `StepInput::wanted` lists, and no others: keys and
+    /// values are written, and later ops read `acts` alone of what ops before made. A backend may
+    /// bring these rows of them together and leave the others out. `logits` is still asked for rows
+    /// of the step.
+    fn keep_rows(&mut self, _acts: &[ActId]) {}
     /// Logits `[rows.len(), vocab]` of the given rows of `x`, kept until the next `logits` call.
     fn logits(&mut self, head: LinearId, x: ActId, rows: &[u32]);
 

@@ -45,8 +45,8 @@ impl Runner {
     }
 
     /// Describes the forward pass of `batch`, which was just prepared, to the backend. It runs at
-    /// the next synchronisation.
-    pub(crate) fn forward(&mut self, batch: &Batch) {
+    /// the next synchronisation. Logits will be asked for of `rows` at most, which ascend.
+    pub(crate) fn forward(&mut self, batch: &Batch, rows: &[u32]) {
         let input = StepInput {
             token_ids: &self.token_ids,
             positions: &self.positions,
@@ -54,6 +54,7 @@ impl Runner {
             block_tables: &batch.block_tables,
             slot_mapping: &self.slot_mapping,
             block_copies: &batch.block_copies,
+            wanted: Some(rows),
         };
         self.backend.begin_step(&input);
         if !self.fed.is_empty() {

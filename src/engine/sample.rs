@@ -48,12 +48,35 @@ pub(crate) fn rows_of<'a>(
     choices: &'a HashMap<SeqId, Choice>,
 ) -> Vec<Row<'a>> {
     let mut rows = Vec::with_capacity(batch.seqs.len());
+    each_row(batch, scheduler, choices, |row, seq, task| {
+        rows.push(Row { row, seq, task, output: Mutex::new(None) });
+    });
+    rows
+}
+
+/// The numbers of those rows.
+pub(crate) fn row_numbers(
+    batch: &Batch,
+    scheduler: &Scheduler,
+    choices: &HashMap<SeqId, Choice>,
+    rows: &mut Vec<u32>,
+) {
+    rows.clear();
+    each_row(batch, scheduler, choices, |row, _, _| rows.push(row));
+}
+
+fn each_row<'a>(
+    batch: &Batch,
+    scheduler: &Scheduler,
+    choices: &'a HashMap<SeqId, Choice>,
+    mut f: impl FnMut(u32, SeqId, Task<'a>),
+) {
     let mut first_row = 0;
     for scheduled in &batch.seqs {
         let end = scheduled.num_computed_tokens + scheduled.num_scheduled_tokens;
         let mut push = |position: usize, task| {
             let row = (first_row + position - scheduled.num_computed_tokens) as u32;
-            rows.push(Row { row, seq: scheduled.id, task, output: Mutex::new(None) });
+            f(row, scheduled.id, task);
         };
         let sequence = scheduler.sequence(scheduled.id);
         if let (Some(choice), Some(sequence)) = (choices.get(&scheduled.id), sequence) {
@@ -76,7 +99,6 @@ pub(crate) fn rows_of<'a>(
         }
         first_row += scheduled.num_scheduled_tokens;
     }
-    rows
 }
 
 impl Row<'_> {

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::sample::{Row, RowResult, result_of, rows_of};
+use super::sample::{Row, RowResult, result_of, row_numbers, rows_of};
 use super::worker::Worker;
 use crate::backend::DrawRule;
 use crate::error::Result;
@@ -36,7 +36,8 @@ impl Worker {
         self.note_admitted(batch);
         self.runner.prepare(batch, &self.scheduler);
         self.poison_free_blocks();
-        self.runner.forward(batch);
+        row_numbers(batch, &self.scheduler, &self.choices, &mut self.wanted);
+        self.runner.forward(batch, &self.wanted);
         self.panic_if_asked(batch);
         let Some(step) = self.submit(batch, began)? else {
             self.collect()?;

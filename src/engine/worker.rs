@@ -49,6 +49,8 @@ pub(crate) struct Worker {
     pub(crate) max_model_len: usize,
     pub(crate) requests: HashMap<RequestId, Live>,
     pub(crate) choices: HashMap<SeqId, Choice>,
+    /// Rows of the step at hand that logits are asked for.
+    pub(crate) wanted: Vec<u32>,
     pub(crate) next_seq: u64,
     pub(crate) deadlines: Deadlines,
     pub(crate) outbox: Outbox,
@@ -104,6 +106,7 @@ impl Worker {
             max_model_len: loaded.max_model_len,
             requests: HashMap::new(),
             choices: HashMap::new(),
+            wanted: Vec::new(),
             next_seq: 1,
             deadlines: Deadlines::default(),
             outbox: Outbox::default(),

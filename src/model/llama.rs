@@ -140,9 +140,10 @@ impl Model for Decoder {
     fn forward(&self, backend: &mut dyn Backend) {
         let (x, normed) = (self.residual, self.normed);
         self.embedding.forward(backend, x);
-        for layer in &self.layers {
+        for (i, layer) in self.layers.iter().enumerate() {
+            let last = i + 1 == self.layers.len();
             layer.attention_norm.forward(backend, x, normed);
-            layer.attention.forward(backend, normed, self.attention, x);
+            layer.attention.forward(backend, normed, self.attention, (x, last));
             layer.mlp_norm.forward(backend, x, normed);
             layer.mlp.forward(backend, normed, self.mlp, x);
         }

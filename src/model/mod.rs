@@ -39,7 +39,7 @@ pub trait Model {
     /// Describes the layers, from the embedding of the step's tokens to the final norm, whose
     /// output is `hidden`.
     fn forward(&self, backend: &mut dyn Backend);
-    /// The final norm's output, `[tokens, hidden_size]`.
+    /// The final norm's output, `[tokens, hidden_size]`; of the rows that are wanted, at least.
     fn hidden(&self) -> ActId;
     /// The head, `[vocab_size, hidden_size]`.
     fn head(&self) -> LinearId;

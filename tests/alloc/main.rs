@@ -223,6 +223,7 @@ impl Steps {
             block_tables: &self.tables,
             slot_mapping: &self.slots,
             block_copies: &[],
+            wanted: None,
         });
         self.model.forward(backend);
         backend.logits(self.model.head(), self.model.hidden(), &self.rows);

@@ -218,6 +218,7 @@ impl World {
             block_tables: &[(1..=blocks).map(BlockId).collect()],
             slot_mapping: &[positions.iter().map(|p| u64::from(*p) + 16).collect()],
             block_copies: &[],
+            wanted: None,
         });
     }
 }

@@ -78,7 +78,20 @@ const KINDS: [Kind; 7] = [
     (ComputeType::F32, Some(Quantization::Int4), false),
 ];
 
+/// The rows that a step says it will ask for.
+#[derive(Clone, Copy, PartialEq)]
+enum Wants {
+    /// It does not say.
+    Anything,
+    /// The last of each part.
+    Last,
+    /// The first two and the last of each part.
+    Some,
+    Nothing,
+}
+
 struct Model {
+    wants: Wants,
     backend: CpuBackend,
     layers: Vec<Layer>,
     head: LinearId,
@@ -135,10 +148,11 @@ impl Model {
         backend.allocate(limits, &kv, 128).unwrap();
         let all: Vec<BlockId> = (0..128).map(BlockId).collect();
         backend.fill_blocks(&all, f32::NAN);
-        Self { backend, layers, head, norm, head_norm, rope, acts }
+        Self { wants: Wants::Anything, backend, layers, head, norm, head_norm, rope, acts }
     }
 
-    /// Runs `(sequence, context, tokens)` parts in one step; logits of each part's last row.
+    /// Runs `(sequence, context, tokens)` parts in one step; logits of each part's last row, or of
+    /// those that are wanted.
     fn step(&mut self, parts: &[(usize, usize, &[u32])]) -> Vec<Vec<u32>> {
         let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         let (mut seqs, mut table, mut rows) = (Vec::new(), Vec::new(), Vec::new());
@@ -159,7 +173,14 @@ impl Model {
                 positions.push(p as u32);
                 slots.push((block_of(p) * BLOCK + p % BLOCK) as u64);
             }
-            rows.push(ids.len() as u32 - 1);
+            let last = ids.len() as u32 - 1;
+            if self.wants == Wants::Some {
+                let first = ids.len() - tokens.len();
+                rows.extend((first as u32..last).take(2));
+            }
+            if self.wants != Wants::Nothing {
+                rows.push(last);
+            }
         }
         self.backend.begin_step(&StepInput {
             token_ids: &ids,
@@ -168,6 +189,7 @@ impl Model {
             block_tables: &[table],
             slot_mapping: &[slots],
             block_copies: &[],
+            wanted: (self.wants != Wants::Anything).then_some(&rows[..]),
         });
         self.forward();
         let [x, normed, ..] = self.acts;
@@ -193,6 +215,9 @@ impl Model {
             b.rms_norm(x, self.norm, 1e-6, normed);
             b.linear(layer.qkv, normed, qkv);
             b.rope_write_kv(i, qkv, &write);
+            if i + 1 == LAYERS {
+                b.keep_rows(&[qkv, x]);
+            }
             b.paged_attention(i, qkv, &attention, attended);
             b.linear_add(layer.out, attended, x);
             b.rms_norm(x, self.norm, 1e-6, normed);
@@ -217,8 +242,15 @@ fn logits_do_not_depend_on_chunks_batches_or_threads() {
             for threads in 1..=3 {
                 let what = format!("{isa:?} {compute:?} {threads} threads");
                 let mut model = Model::new(compute, isa, threads);
+                let [first, second, rest] = match threads {
+                    1 => [Wants::Anything; 3],
+                    _ => [Wants::Nothing, Wants::Some, Wants::Last],
+                };
+                model.wants = first;
                 model.step(&[(0, 0, &long[..300]), (1, 0, &short[..5])]);
+                model.wants = second;
                 model.step(&[(1, 5, &short[5..20]), (0, 300, &long[300..557])]);
+                model.wants = rest;
                 for i in 557..562 {
                     model.step(&[(2, i - 557, &short[..1]), (0, i, &long[i..i + 1])]);
                 }
@@ -227,6 +259,24 @@ fn logits_do_not_depend_on_chunks_batches_or_threads() {
                 assert!(last[1] == other[0], "{what}: the short sequence");
                 assert!(model.backend.describe().contains(isa::name(isa)));
             }
+        }
+    }
+}
+
+#[test]
+fn rows_that_are_left_out_change_no_other() {
+    for isa in available_cpu_paths() {
+        let mut model = Model::new(KINDS[2], isa, 2);
+        let (long, short) = (tokens(600, 1), tokens(21, 2));
+        let whole = model.step(&[(0, 0, &long), (1, 0, &short)]);
+        model.wants = Wants::Some;
+        let some = model.step(&[(0, 0, &long), (1, 0, &short)]);
+        assert_eq!(some.len(), 6);
+        assert!([&some[2], &some[5]] == [&whole[0], &whole[1]], "{isa:?}: the last rows");
+        for (i, row) in some.iter().take(2).enumerate() {
+            model.wants = Wants::Anything;
+            let alone = model.step(&[(2, 0, &long[..i + 1])]);
+            assert!(*row == alone[0], "{isa:?}: row {i}");
         }
     }
 }

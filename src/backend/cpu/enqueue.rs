@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::CpuBackend;
 use super::attention::plan::Plan;
 use super::elementwise::GatedArgs;
+use super::kept::KeepRowsArgs;
 use super::kv::LayerKv;
 use super::linear::{ConvertArgs, InputForm, quantized};
 use super::norm::NormArgs;
@@ -17,8 +18,9 @@ use crate::backend::{ActId, Attention, LinearId, StepInput, VectorId};
 type MapLogits<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
 
 impl CpuBackend {
-    pub(super) fn tokens(&self) -> usize {
-        self.input.token_ids.len()
+    /// Rows that ops work on.
+    pub(super) fn rows(&self) -> usize {
+        self.input.kept.rows_of(self.input.token_ids.len())
     }
 
     /// An activation's rows.
@@ -43,7 +45,7 @@ impl CpuBackend {
         add: bool,
     ) {
         let (x, width) = self.act(x);
-        let rows = self.tokens();
+        let rows = self.rows();
         self.push_linear_rows(weight, (x, width), rows, std::ptr::null(), out, add);
     }
 
@@ -119,6 +121,18 @@ impl CpuBackend {
         });
     }
 
+    /// Goes on with the rows that are wanted, where some are not. Where none is, what follows is
+    /// described all the same: how a layer's rows are made depends on who reads them.
+    pub(super) fn push_keep_rows(&mut self, acts: &[ActId]) {
+        let Some(wanted) = self.input.kept.wanted() else { return };
+        let (rows, count) = (wanted.as_ptr(), wanted.len());
+        for act in acts {
+            let (x, width) = self.act(*act);
+            self.push(Op::KeepRows(KeepRowsArgs { x, width, rows, count }));
+        }
+        self.input.kept.keep(&self.input.seqs);
+    }
+
     pub(super) fn push(&mut self, op: Op) {
         self.ops.push(op);
         if self.cursors.len() < self.ops.len() {
@@ -132,21 +146,22 @@ impl CpuBackend {
     pub(super) fn plan(&mut self, spec: &Attention, window: usize, dim_padded: usize) -> usize {
         let threads = self.pool.threads();
         let tokens = self.limits.map_or(0, |l| l.max_tokens);
-        if let Some(i) =
-            self.plans[..self.planned].iter().position(|p| p.serves(spec.heads, window))
-        {
+        let kept = self.input.kept.seqs();
+        let kind = (spec.heads, window, kept.is_some());
+        if let Some(i) = self.plans[..self.planned].iter().position(|p| p.serves(kind)) {
             return i;
         }
         let at = self.planned;
-        if let Some(i) = self.plans[at..].iter().position(|p| p.serves(spec.heads, window)) {
+        if let Some(i) = self.plans[at..].iter().position(|p| p.serves(kind)) {
             self.plans.swap(at, at + i);
         } else {
-            let plan = Plan::new(spec.heads, window, tokens, threads);
+            let plan = Plan::new(kind, tokens, threads);
             let plan = plan.expect("ids of the work of one step fit in memory");
             self.plans.insert(at, plan);
         }
         let room = self.workspace.partials.len();
-        self.plans[at].make(&self.input.seqs, threads, dim_padded, room);
+        let seqs = kept.unwrap_or(&self.input.seqs);
+        self.plans[at].make(seqs, threads, dim_padded, room);
         self.planned += 1;
         at
     }

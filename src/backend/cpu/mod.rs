@@ -34,7 +34,9 @@ mod elementwise;
 mod enqueue;
 mod fill;
 mod float_env;
+mod input;
 pub mod isa;
+mod kept;
 mod kernels;
 mod kv;
 mod leases;
@@ -55,6 +57,7 @@ mod upcoming;
 
 use attention::plan::Plan;
 use elementwise::{ActivateArgs, GatedArgs};
+use input::Input;
 use kernels::Kernels;
 use kv::KvCache;
 use leases::Leases;
@@ -62,7 +65,7 @@ use leftover::Leftover;
 use linear::InputForm;
 use memory::Buffer;
 use pack::{Packed, Precision};
-use program::{AttentionOp, Input, Op, ThreadScratch, Workspace};
+use program::{AttentionOp, Op, ThreadScratch, Workspace};
 use rope::{RopeArgs, RopeTable};
 use thread_pool::{PoolOptions, ThreadPool};
 
@@ -274,7 +277,7 @@ impl Backend for CpuBackend {
     fn embed(&mut self, table: LinearId, out: ActId) {
         let (out, width) = self.act(out);
         assert_eq!(width, self.linears[table.0 as usize].k, "width of an embedding");
-        self.counters.token_rows += self.tokens() as u64;
+        self.counters.token_rows += self.rows() as u64;
         self.push(Op::Embed { table, out });
     }
 
@@ -307,6 +310,7 @@ impl Backend for CpuBackend {
         let heads = spec.heads;
         assert_eq!(width, heads.qkv_width(), "width of qkv");
         let (group, kv) = self.kv.layer(layer);
+        assert!(self.input.kept.seqs().is_none(), "keys and values of rows that were left out");
         assert_eq!((kv.heads, kv.dim), (heads.num_kv_heads, heads.head_dim), "heads of the cache");
         let null = std::ptr::null();
         let (q_norm, k_norm, eps) = match spec.qk_norm {
@@ -355,6 +359,7 @@ impl Backend for CpuBackend {
         let window = spec.sliding_window.unwrap_or(usize::MAX);
         let plan = self.plan(spec, window, kv.dim_padded);
         let narrow = self.narrow_queries(qkv, &kv);
+        let kept = self.input.kept.seqs().is_some();
         self.push(Op::Attention(AttentionOp {
             qkv,
             narrow,
@@ -367,6 +372,7 @@ impl Backend for CpuBackend {
             kv,
             group,
             plan,
+            kept,
         }));
     }
 
@@ -378,17 +384,22 @@ impl Backend for CpuBackend {
 
     fn activate(&mut self, x: ActId, kind: Activation) {
         let (x, width) = self.act(x);
-        let len = self.tokens() * width;
+        let len = self.rows() * width;
         self.push(Op::Activate(ActivateArgs { x, len, width, kind }));
+    }
+
+    fn keep_rows(&mut self, acts: &[ActId]) {
+        self.push_keep_rows(acts);
     }
 
     fn logits(&mut self, head: LinearId, x: ActId, rows: &[u32]) {
         let limits = self.limits.expect("a backend is allocated before its first step");
         assert!(rows.len() <= limits.max_logits_rows, "more rows than max_logits_rows");
-        let tokens = self.tokens();
+        let tokens = self.input.token_ids.len();
         assert!(rows.iter().all(|row| (*row as usize) < tokens), "row out of range");
         self.workspace.logits_rows.clear();
-        self.workspace.logits_rows.extend_from_slice(rows);
+        let places = rows.iter().map(|row| self.input.kept.place(*row));
+        self.workspace.logits_rows.extend(places);
         self.counters.logits_rows += rows.len() as u64;
         self.logits_width = self.linears[head.0 as usize].n;
         let wanted = limits.max_logits_rows.saturating_mul(self.logits_width);

@@ -19,6 +19,8 @@ use super::attention::plan::Plan;
 use super::attention::{AttentionArgs, Scratch};
 use super::barrier::Barrier;
 use super::elementwise::{ActivateArgs, GatedArgs};
+use super::input::Input;
+use super::kept::{KeepRowsArgs, keep_rows};
 use super::kernels::{Kernel, Kernels};
 use super::kv::{KvCache, LayerKv};
 use super::leftover::Leftover;
@@ -30,9 +32,7 @@ use super::rope::RopeArgs;
 use super::share;
 use super::simd::hint::prefetch_lines;
 use super::upcoming::Upcoming;
-use crate::backend::{Heads, LinearId, SeqInput, StepInput};
-use crate::error::Result;
-use crate::ids::{BlockCopy, BlockId, TokenId};
+use crate::backend::{Heads, LinearId};
 
 /// One op, with its pointers resolved; buffers do not move while a step lasts.
 #[derive(Clone, Copy)]
@@ -41,6 +41,8 @@ pub(crate) enum Op {
     CopyBlocks,
     /// Rows of a table by token id.
     Embed { table: LinearId, out: *mut f32 },
+    /// Brings rows of an activation together; the ops behind it have no others.
+    KeepRows(KeepRowsArgs),
     /// Rows of a table by position, added.
     AddPosition { table: LinearId, x: *mut f32 },
     /// RMS norm, and its rows brought to the form that the next linear layer reads.
@@ -95,6 +97,8 @@ pub(crate) struct AttentionOp {
     pub(crate) group: usize,
     /// Index of the step's plan.
     pub(crate) plan: usize,
+    /// Queries are of the rows that were kept.
+    pub(crate) kept: bool,
 }
 
 impl Op {
@@ -142,6 +146,7 @@ impl Op {
     pub(crate) fn reads(&self, x: *const f32) -> bool {
         let (one, other): (*const f32, *const f32) = match self {
             Self::CopyBlocks | Self::Embed { .. } => return false,
+            Self::KeepRows(args) => (args.x, args.x),
             Self::AddPosition { x, .. } => (*x, *x),
             Self::RmsNorm(args, _) | Self::LayerNorm(args, _) => (args.x, args.x),
             Self::Linear(LinearOp { convert, args, .. }) => {
@@ -172,7 +177,7 @@ impl Op {
     /// Whether each row of it depends on that row of other activations alone.
     fn is_row_wise(&self) -> bool {
         match self {
-            Self::CopyBlocks | Self::Attention(_) => false,
+            Self::CopyBlocks | Self::KeepRows(_) | Self::Attention(_) => false,
             // The head takes some rows only.
             Self::Linear(op) => op.convert.is_none_or(|c| c.rows.is_null()),
             _ => true,
@@ -184,7 +189,9 @@ impl Op {
     fn of_rows(mut self, rows: &Range<usize>) -> Self {
         let first = rows.start;
         match &mut self {
-            Self::CopyBlocks | Self::Attention(_) => unreachable!("not row-wise"),
+            Self::CopyBlocks | Self::KeepRows(_) | Self::Attention(_) => {
+                unreachable!("not row-wise")
+            }
             Self::Embed { .. } | Self::AddPosition { .. } => {}
             Self::RmsNorm(args, _) | Self::LayerNorm(args, _) => {
                 args.x = args.x.wrapping_add(first * args.width);
@@ -215,64 +222,6 @@ impl Op {
         }
         self
     }
-}
-
-/// The step's input, copied, in memory that was reserved.
-#[derive(Default)]
-pub(crate) struct Input {
-    pub(crate) token_ids: Vec<TokenId>,
-    pub(crate) positions: Vec<u32>,
-    pub(crate) seqs: Vec<SeqInput>,
-    pub(crate) block_tables: Vec<Vec<BlockId>>,
-    pub(crate) slot_mapping: Vec<Vec<u64>>,
-    pub(crate) block_copies: Vec<BlockCopy>,
-}
-
-impl Input {
-    /// Makes room, so that `take` does not allocate.
-    pub(crate) fn reserve(
-        &mut self,
-        tokens: usize,
-        seqs: usize,
-        table: usize,
-        groups: usize,
-    ) -> Result<()> {
-        self.token_ids.try_reserve(tokens)?;
-        self.positions.try_reserve(tokens)?;
-        self.seqs.try_reserve(seqs)?;
-        for _ in 0..groups {
-            let (mut blocks, mut slots) = (Vec::new(), Vec::new());
-            blocks.try_reserve(table)?;
-            slots.try_reserve(tokens)?;
-            self.block_tables.push(blocks);
-            self.slot_mapping.push(slots);
-        }
-        Ok(())
-    }
-
-    /// Copies a step's input.
-    pub(crate) fn take(&mut self, input: &StepInput<'_>) {
-        let tokens = input.token_ids.len();
-        assert_eq!(input.positions.len(), tokens, "positions");
-        assert_eq!(input.block_tables.len(), self.block_tables.len(), "groups");
-        assert_eq!(input.slot_mapping.len(), self.slot_mapping.len(), "groups");
-        copy(&mut self.token_ids, input.token_ids);
-        copy(&mut self.positions, input.positions);
-        copy(&mut self.seqs, input.seqs);
-        copy(&mut self.block_copies, input.block_copies);
-        for (to, from) in self.block_tables.iter_mut().zip(input.block_tables) {
-            copy(to, from);
-        }
-        for (to, from) in self.slot_mapping.iter_mut().zip(input.slot_mapping) {
-            assert_eq!(from.len(), tokens, "slot_mapping");
-            copy(to, from);
-        }
-    }
-}
-
-fn copy<T: Copy>(to: &mut Vec<T>, from: &[T]) {
-    to.clear();
-    to.extend_from_slice(from);
 }
 
 /// Memory that ops share, one of each.
@@ -325,10 +274,10 @@ impl Context<'_> {
     /// Runs the program as thread `thread`. A panic of one thread stops all at the next barrier.
     pub(crate) fn run(&self, thread: usize) {
         let (mut panic, mut first) = (None, 0);
-        let tokens = self.input.token_ids.len();
-        let blocks = tokens.div_ceil(self.block_rows);
-        let block = tokens.div_ceil(blocks.max(1)).next_multiple_of(8);
+        let mut tokens = self.input.token_ids.len();
         while first < self.ops.len() {
+            let blocks = tokens.div_ceil(self.block_rows);
+            let block = tokens.div_ceil(blocks.max(1)).next_multiple_of(8);
             let row_wise = self.ops[first..].iter().take_while(|op| op.is_row_wise()).count();
             let (step, together) = if row_wise > 0 { (block, row_wise) } else { (tokens, 1) };
             for start in (0..tokens).step_by(step) {
@@ -340,6 +289,11 @@ impl Context<'_> {
                     };
                     self.run_op(&op, index, &rows, thread, &mut panic);
                 }
+            }
+            match &self.ops[first] {
+                Op::KeepRows(KeepRowsArgs { count: 0, .. }) => break,
+                Op::KeepRows(args) => tokens = args.count,
+                _ => {}
             }
             first += together;
         }
@@ -390,6 +344,7 @@ impl Context<'_> {
                 Op::CopyBlocks => {
                     self.kv.copy(&self.input.block_copies, thread, self.threads);
                 }
+                Op::KeepRows(args) => keep_rows(args, part(args.width.div_ceil(16))),
                 Op::Embed { table, out } => {
                     let id = |row: usize| self.input.token_ids[row].index();
                     gather_rows(&self.tables[table.0 as usize], id, *out, part_of(rows), false);
@@ -460,7 +415,7 @@ impl Context<'_> {
             scale: op.scale,
             window: op.window,
             kv: op.kv,
-            seqs: &self.input.seqs,
+            seqs: self.input.kept.seqs().filter(|_| op.kept).unwrap_or(&self.input.seqs),
             table: &self.input.block_tables[op.group],
             plan,
             partials: self.workspace.partials.as_ptr(),

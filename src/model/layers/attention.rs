@@ -79,16 +79,20 @@ impl AttentionBlock {
         Ok(Self { layer, qkv, out, rope_write, attention: attention(config, layer) })
     }
 
-    /// `residual += attention(x)`.
+    /// `residual += attention(x)`. Behind the keys and values of the `last` layer only the rows
+    /// that are wanted go on.
     pub(crate) fn forward(
         &self,
         backend: &mut dyn Backend,
         x: ActId,
         buffers: AttentionBuffers,
-        residual: ActId,
+        (residual, last): (ActId, bool),
     ) {
         backend.linear(self.qkv, x, buffers.qkv);
         backend.rope_write_kv(self.layer, buffers.qkv, &self.rope_write);
+        if last {
+            backend.keep_rows(&[buffers.qkv, residual]);
+        }
         backend.paged_attention(self.layer, buffers.qkv, &self.attention, buffers.out);
         backend.linear_add(self.out, buffers.out, residual);
     }

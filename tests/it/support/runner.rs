@@ -111,6 +111,7 @@ impl<'a> Runner<'a> {
             block_tables: &[table],
             slot_mapping: &[slots],
             block_copies: &[],
+            wanted: None,
         });
         self.model.forward(self.backend);
         let rows: Vec<u32> = (0..tokens.len() as u32).collect();

@@ -48,6 +48,8 @@ pub(crate) struct SplitTile {
 pub(crate) struct Plan {
     heads: Heads,
     window: usize,
+    /// Whether it is of the rows that were kept.
+    kept: bool,
     /// The first items, of which each is computed for many KV heads at a time.
     together: usize,
     pub(crate) items: Vec<Item>,
@@ -62,20 +64,20 @@ pub(crate) fn partial_len(dim_padded: usize) -> usize {
 impl Plan {
     /// An empty plan with room for steps of `max_tokens`.
     pub(crate) fn new(
-        heads: Heads,
-        window: usize,
+        (heads, window, kept): (Heads, usize, bool),
         max_tokens: usize,
         threads: usize,
     ) -> crate::error::Result<Self> {
-        let mut plan = Self { heads, window, together: 0, items: Vec::new(), split: Vec::new() };
+        let (items, split) = (Vec::new(), Vec::new());
+        let mut plan = Self { heads, window, kept, together: 0, items, split };
         plan.items.try_reserve(max_tokens + SHARES * threads)?;
         plan.split.try_reserve(SHARES * threads)?;
         Ok(plan)
     }
 
-    /// Whether this plan is for that kind of attention.
-    pub(crate) fn serves(&self, heads: Heads, window: usize) -> bool {
-        self.heads == heads && self.window == window
+    /// Whether this plan is for that kind of attention: over all rows, or those that were kept.
+    pub(crate) fn serves(&self, (heads, window, kept): (Heads, usize, bool)) -> bool {
+        (self.heads, self.window, self.kept) == (heads, window, kept)
     }
 
     /// Plans a step. `room` is how many floats of partials there are.

@@ -205,7 +205,10 @@ unsafe fn panels<T: Tiles, const ROWS: usize, const PANELS: usize>(
     let per_group = (bytes / a.panel_bytes.max(1)).max(at_once) / at_once * at_once;
     let mut start = panels.start;
     while start < panels.end {
-        let group = start..(start + per_group).min(panels.end);
+        // Not so that one panel is left alone: its chains are too few to keep the units busy.
+        let shorter = const { PANELS > 2 } && panels.end - start == per_group + 1;
+        let count = if shorter { per_group - 1 } else { per_group };
+        let group = start..(start + count).min(panels.end);
         let next = group.end..(group.end + if asks { per_group } else { 0 }).min(panels.end);
         // SAFETY: the caller's contract; the group is a part of its panels.
         unsafe { self::group::<T, ROWS, PANELS>(a, &group, &next) };
@@ -234,8 +237,8 @@ unsafe fn group<T: Tiles, const ROWS: usize, const PANELS: usize>(
         ahead.lines = if strip + asking > strips { lines } else { 0 };
         // SAFETY: the caller's contract; rows stay below `a.rows`.
         row += unsafe {
-            // Two times four go faster than five, two and one.
-            if left >= ROWS && !(const { ROWS == 5 } && left == 8) {
+            // Two times four go faster than five, two and one, or six and two.
+            if left >= ROWS && !(const { ROWS == 5 || ROWS == 6 } && left == 8) {
                 self::strip::<T, ROWS, PANELS>(a, row, group, &mut ahead)
             } else if const { ROWS > 4 } && left >= 4 {
                 self::strip::<T, 4, PANELS>(a, row, group, &mut ahead)

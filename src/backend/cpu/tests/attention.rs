@@ -106,6 +106,7 @@ impl Case {
             block_tables: &[table.to_vec()],
             slot_mapping: &slots,
             block_copies: &[],
+            wanted: None,
         });
         self.ops(b, x, out);
         b.finish_step().unwrap();
@@ -149,6 +150,7 @@ impl Case {
             block_tables: &[(0..blocks as u32).map(BlockId).collect()],
             slot_mapping: &[(0..total as u64).collect()],
             block_copies: &[],
+            wanted: None,
         });
         b.embed(table, x);
         self.ops(&mut b, x, out);
@@ -399,6 +401,7 @@ fn copy(case: &Case) {
         block_tables: &[vec![BlockId(5), BlockId(6)]],
         slot_mapping: &[vec![6 * 16]],
         block_copies: &[crate::ids::BlockCopy { source: BlockId(3), destination: BlockId(5) }],
+        wanted: None,
     });
     case.ops(&mut b, x, out);
     b.finish_step().unwrap();

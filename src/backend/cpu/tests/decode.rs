@@ -70,6 +70,7 @@ impl Case {
             block_tables: &[table],
             slot_mapping: &[slots],
             block_copies: &[],
+            wanted: None,
         });
         self.backend.rope_write_kv(0, self.x, &RopeWrite { heads, qk_norm: None, rope: None });
     }

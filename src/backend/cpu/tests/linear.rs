@@ -127,6 +127,7 @@ fn embeddings_gather_from_the_packed_head_and_logits_use_it() {
                 block_tables: &[Vec::new()],
                 slot_mapping: &[vec![0; 4]],
                 block_copies: &[],
+                wanted: None,
             });
             b.embed(head, x);
             b.add_position(head, x);

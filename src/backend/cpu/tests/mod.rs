@@ -153,6 +153,7 @@ pub(super) fn begin(b: &mut CpuBackend, rows: usize) {
         block_tables: &tables,
         slot_mapping: &slots,
         block_copies: &[],
+        wanted: None,
     });
 }
 
@@ -174,6 +175,7 @@ pub(super) fn begin_prompt(b: &mut CpuBackend, rows: usize) {
         block_tables: &[vec![BlockId(1), BlockId(2), BlockId(3)]],
         slot_mapping: &[positions.iter().map(|p| 16 + u64::from(*p)).collect()],
         block_copies: &[],
+        wanted: None,
     });
 }
 

@@ -147,6 +147,7 @@ fn rope_norms_and_turns_queries_and_keys() {
                 block_tables: &[Vec::new()],
                 slot_mapping: &[vec![31, 8, 9, 17]],
                 block_copies: &[],
+                wanted: None,
             });
             let qk_norm = with_norm.then_some(norm);
             b.rope_write_kv(0, qkv, &RopeWrite { heads, qk_norm, rope: Some(rope) });
