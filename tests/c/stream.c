@@ -25,8 +25,8 @@ static void many_at_once(VrustEngine *engine, VrustQueue *queue) {
   free_consumer(&alone);
 }
 
-/* The queue holds a part of what the requests make, so that they wait for this thread however late
- * it comes: none has all its tokens before it is aborted. */
+/* The queue holds less than one request makes, so that all wait for this thread however late it
+ * comes: none has all its tokens before it is aborted. */
 static void aborts(VrustEngine *engine) {
   Consumer consumer = new_consumer();
   VrustQueue *queue = NULL;
@@ -34,7 +34,7 @@ static void aborts(VrustEngine *engine) {
   uint64_t ids[8];
   size_t i;
   vrust_queue_options_init(&options, sizeof options);
-  options.max_undrained_bytes = 2048;
+  options.max_undrained_bytes = 512;
   CHECK_OK(vrust_queue_create(engine, &options, &queue, &err));
   for (i = 0; i < 8; i++) ids[i] = submit_to(engine, queue, "abort me", 200, i);
   while (consumer.outcomes[0].num_tokens < 2) drain_once(&consumer, queue, 10000);
