@@ -102,8 +102,6 @@ if [ "$mode" = long ]; then
     stage "c tests under valgrind" tests/c/run.sh valgrind-all
     stage "stress, 1000 requests" tests/c/run.sh stress
     stage "aarch64, engine and C" tests/aarch64/run.sh long
-    stage "gateway builds" make gateway
-    stage "gateway" env VRUST_LONG=1 tests/gateway/run.sh
 else
     stage "format" cargo fmt --check
     lane beside

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # The gateway's tests, against build/ (or VRUST_BUILD): its own in Go under the race detector,
-# then the command as its users meet it, by the official OpenAI clients. With VRUST_LONG set,
-# Prometheus' own loader reads its file.
+# then the command as its users meet it, by the official OpenAI clients.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=$(realpath "${VRUST_BUILD:-build}")
