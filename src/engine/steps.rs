@@ -63,11 +63,10 @@ impl Worker {
         let rows = rows_of(batch, &self.scheduler, &self.choices);
         let rules: Option<Vec<DrawRule>> = rows.iter().map(Row::rule).collect();
         let Some(rules) = rules else { return Ok(None) };
-        let indices: Vec<u32> = rows.iter().map(|r| r.row).collect();
         let rows: Vec<_> = rows.iter().map(|r| (r.seq, r.target())).collect();
         let sampled = (0..).zip(&rows).filter(|(_, (_, target))| target.is_none());
         let sampled = sampled.map(|(i, (seq, _))| (*seq, i));
-        let submitted = self.runner.submit(&indices, &rules, sampled)?;
+        let submitted = self.runner.submit(&self.wanted, &rules, sampled)?;
         Ok(submitted.then_some(Pending { step: batch.step, rows, began }))
     }
 

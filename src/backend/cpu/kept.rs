@@ -79,28 +79,19 @@ impl Kept {
     pub(crate) fn keep(&mut self, seqs: &[SeqInput]) {
         self.only = true;
         self.seqs.clear();
-        let (mut seq, mut next) = (seqs.iter(), 0);
-        let mut of = seq.next();
-        while next < self.wanted.len() {
-            let first = self.wanted[next] as usize;
-            let (start, end) = match of {
-                Some(s) => (s.query_start, s.query_start + s.query_len),
-                None => return,
-            };
-            if first >= end {
-                of = seq.next();
-                continue;
+        let mut next = 0;
+        for seq in seqs {
+            let end = seq.query_start + seq.query_len;
+            let count = self.wanted[next..].partition_point(|row| (*row as usize) < end);
+            for run in self.wanted[next..next + count].chunk_by(|a, b| a + 1 == *b) {
+                self.seqs.push(SeqInput {
+                    query_start: next,
+                    query_len: run.len(),
+                    context_len: seq.context_len + run[0] as usize - seq.query_start,
+                    ..*seq
+                });
+                next += run.len();
             }
-            let rows = self.wanted[next..].iter().zip(first..end);
-            let rows = rows.take_while(|(row, at)| **row as usize == *at).count();
-            let Some(s) = of else { return };
-            self.seqs.push(SeqInput {
-                query_start: next,
-                query_len: rows,
-                context_len: s.context_len + first - start,
-                ..*s
-            });
-            next += rows;
         }
     }
 

@@ -359,7 +359,6 @@ impl Backend for CpuBackend {
         let window = spec.sliding_window.unwrap_or(usize::MAX);
         let plan = self.plan(spec, window, kv.dim_padded);
         let narrow = self.narrow_queries(qkv, &kv);
-        let kept = self.input.kept.seqs().is_some();
         self.push(Op::Attention(AttentionOp {
             qkv,
             narrow,
@@ -372,7 +371,6 @@ impl Backend for CpuBackend {
             kv,
             group,
             plan,
-            kept,
         }));
     }
 

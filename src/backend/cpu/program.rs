@@ -97,8 +97,6 @@ pub(crate) struct AttentionOp {
     pub(crate) group: usize,
     /// Index of the step's plan.
     pub(crate) plan: usize,
-    /// Queries are of the rows that were kept.
-    pub(crate) kept: bool,
 }
 
 impl Op {
@@ -415,7 +413,7 @@ impl Context<'_> {
             scale: op.scale,
             window: op.window,
             kv: op.kv,
-            seqs: self.input.kept.seqs().filter(|_| op.kept).unwrap_or(&self.input.seqs),
+            seqs: self.input.kept.seqs().filter(|_| plan.kept).unwrap_or(&self.input.seqs),
             table: &self.input.block_tables[op.group],
             plan,
             partials: self.workspace.partials.as_ptr(),

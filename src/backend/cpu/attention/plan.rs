@@ -49,7 +49,7 @@ pub(crate) struct Plan {
     heads: Heads,
     window: usize,
     /// Whether it is of the rows that were kept.
-    kept: bool,
+    pub(crate) kept: bool,
     /// The first items, of which each is computed for many KV heads at a time.
     together: usize,
     pub(crate) items: Vec<Item>,
