@@ -2,6 +2,8 @@
 
 #include "harness.h"
 
+#include <semaphore.h>
+
 enum { ROUNDS = 6, SUBMITTERS = 3 };
 
 typedef struct Shared {
@@ -9,6 +11,7 @@ typedef struct Shared {
   VrustQueue *queue;
   size_t accepted[SUBMITTERS];
   size_t last;
+  sem_t begun; /* a submitter had its first request accepted, or will have none */
 } Shared;
 
 typedef struct Submitter {
@@ -29,9 +32,10 @@ static void *submit_until_refused(void *argument) {
     }
     if (status < 0) {
       CHECK(status == VRUST_ERROR_SHUTTING_DOWN || status == VRUST_ERROR_INVALID_ARGUMENT);
+      if (shared->accepted[me->index] == 0) sem_post(&shared->begun);
       return NULL;
     }
-    shared->accepted[me->index]++;
+    if (shared->accepted[me->index]++ == 0) sem_post(&shared->begun);
     if (id % 3 == 0) vrust_abort(shared->engine, id, NULL);
     if (id % 16 == 0) sleep_ms(1);
   }
@@ -61,6 +65,7 @@ static void round_of(const char *model, int wait_ready, int queue_first) {
   VrustEngineOptions options = engine_options(model);
   size_t i, accepted = 0;
   memset(&shared, 0, sizeof shared);
+  CHECK(sem_init(&shared.begun, 0, 0) == 0);
   options.max_num_queued_reqs = 64;
   CHECK_OK(vrust_engine_create(&options, &shared.engine, &err));
   if (wait_ready) CHECK_OK(vrust_engine_wait_ready(shared.engine, -1, &err));
@@ -71,6 +76,8 @@ static void round_of(const char *model, int wait_ready, int queue_first) {
     submitters[i].index = i;
     start_thread(&threads[i], submit_until_refused, &submitters[i]);
   }
+  /* A busy machine may start no submitter for longer than any time one would sleep here. */
+  CHECK(sem_wait(&shared.begun) == 0);
   sleep_ms(20);
   if (queue_first) CHECK(vrust_queue_destroy(shared.queue) == VRUST_OK);
   sleep_ms(5);
@@ -83,6 +90,7 @@ static void round_of(const char *model, int wait_ready, int queue_first) {
   if (!queue_first) CHECK(shared.last == accepted);
   CHECK(vrust_queue_destroy(shared.queue) ==
         (queue_first ? VRUST_ERROR_INVALID_ARGUMENT : VRUST_OK));
+  CHECK(sem_destroy(&shared.begun) == 0);
 }
 
 int main(int argc, char **argv) {
