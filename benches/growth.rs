@@ -12,7 +12,7 @@
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
@@ -130,53 +130,87 @@ fn with_context(engine: &Engine, threads: usize, charts: Option<&Path>) {
 }
 
 /// A decode step of 32 streams at 1,024 positions, against the limit where the machine's rates are
-/// known.
+/// known. Memory's rate drifts: it is measured anew beside each round, on both sides of it.
 fn many(engine: &Engine, threads: usize, dtype: KvCacheDType) {
     const STREAMS: usize = 32;
     const LENGTH: usize = 1024;
-    let rates = decode(engine, STREAMS, LENGTH);
-    let mut steps: Vec<f64> = rates.iter().map(|rate| 1e3 * STREAMS as f64 / rate).collect();
-    println!(
-        "{STREAMS} streams, context {LENGTH}, KV {dtype:?}: {} ms a step",
-        spread(&mut steps, 1)
-    );
-    let Some((read, dots)) = machine(threads) else {
-        println!("what the machine allows is not known: it wants a C compiler and x86-64");
-        return;
-    };
     // A weight takes two bytes and two operations a row; a position's keys and values 2 * 1,024
     // numbers in each of 28 layers, and a query four operations with each of its 16 heads' 128.
     let positions = (STREAMS * (LENGTH + TOKENS as usize / 2)) as f64;
     let number = if dtype == KvCacheDType::Int8 { 1.0 } else { 2.0 };
     let (weights, cache) = (1.192e9, positions * 28.0 * 2048.0 * number);
-    let linear = f64::max(weights / read, STREAMS as f64 * weights / dots);
-    let attention = f64::max(cache / read, positions * 28.0 * 4.0 * 2048.0 / dots);
-    let limit = 1e3 * (linear + attention);
-    println!(
-        "  limit {limit:.1} ms (linear layers {:.1}, attention {:.1}): share {:.2}",
-        linear * 1e3,
-        attention * 1e3,
-        limit / median(&mut steps)
-    );
+    let limit = |read: f64, dots: f64| {
+        let linear = f64::max(weights / read, STREAMS as f64 * weights / dots);
+        let attention = f64::max(cache / read, positions * 28.0 * 4.0 * 2048.0 / dots);
+        1e3 * (linear + attention)
+    };
+    let machine = Machine::new(threads);
+    let dots = machine.as_ref().and_then(Machine::dots);
+    let read = || machine.as_ref().and_then(Machine::read);
+    let prompts: Vec<Vec<TokenId>> = (0..STREAMS).map(|s| fresh(s, LENGTH)).collect();
+    run(engine, &prompts, 1);
+    let (mut steps, mut limits, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+    let mut before = read();
+    for _ in 0..ROUNDS {
+        let step = 1e3 * STREAMS as f64 / decode_rate(engine, &prompts);
+        let after = read();
+        steps.push(step);
+        if let (Some(before), Some(after), Some(dots)) = (before, after, dots) {
+            limits.push(limit((before + after) / 2.0, dots));
+            shares.push(limits[limits.len() - 1] / step);
+        }
+        before = after;
+    }
+    let steps = spread(&mut steps, 1);
+    println!("{STREAMS} streams, context {LENGTH}, KV {dtype:?}: {steps} ms a step");
+    if shares.is_empty() {
+        println!("what the machine allows is not known: it wants a C compiler and x86-64");
+    } else {
+        println!("  limit {} ms: share {}", spread(&mut limits, 1), spread(&mut shares, 2));
+    }
 }
 
-/// Bytes a second that all threads read, and operations a second of their best dot product of
-/// bfloat16 or f32, by benches/peers/machine.c.
-fn machine(threads: usize) -> Option<(f64, f64)> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/machine.c");
-    let program = std::env::temp_dir().join(format!("vrust-machine-{}", std::process::id()));
-    let mut compiler = Command::new("cc");
-    let status = compiler.args(["-O2", "-pthread", "-o"]).arg(&program).arg(source).status();
-    let built = status.is_ok_and(|status| status.success());
-    let output = built.then(|| Command::new(&program).arg(threads.to_string()).output());
-    let _ = std::fs::remove_file(&program);
-    let figures: Value = serde_json::from_slice(&output?.ok()?.stdout).ok()?;
-    let best = |unit: &str| {
-        let wanted = format!("{unit}, {threads} thread");
+/// benches/peers/machine.c, compiled: what the machine's memory and registers do.
+struct Machine {
+    program: PathBuf,
+    threads: usize,
+}
+
+impl Machine {
+    /// None where there is no compiler for it.
+    fn new(threads: usize) -> Option<Machine> {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/machine.c");
+        let name = format!("vrust-machine-{}", std::process::id());
+        let machine = Machine { program: std::env::temp_dir().join(name), threads };
+        let mut compiler = Command::new("cc");
+        compiler.args(["-O2", "-pthread", "-o"]).arg(&machine.program).arg(source);
+        compiler.status().is_ok_and(|status| status.success()).then_some(machine)
+    }
+
+    /// Operations a second of all threads' best dot product of bfloat16 or f32.
+    fn dots(&self) -> Option<f64> {
+        self.best("GFLOP/s", &[])
+    }
+
+    /// Bytes a second of the best of all threads' readers, each averaged over some seconds.
+    fn read(&self) -> Option<f64> {
+        self.best("GB/s", &["read"])
+    }
+
+    fn best(&self, unit: &str, arguments: &[&str]) -> Option<f64> {
+        let mut program = Command::new(&self.program);
+        let output = program.arg(self.threads.to_string()).args(arguments).output().ok()?;
+        let figures: Value = serde_json::from_slice(&output.stdout).ok()?;
+        let wanted = format!("{unit}, {} thread", self.threads);
         let figures = figures.as_object()?.iter().filter(|(name, _)| name.contains(&wanted));
         figures.filter_map(|(_, value)| value.as_f64()).map(|v| v * 1e9).reduce(f64::max)
-    };
-    Some((best("GB/s")?, best("GFLOP/s")?))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.program);
+    }
 }
 
 fn draw(
@@ -203,12 +237,14 @@ fn decode(engine: &Engine, streams: usize, context: usize) -> Vec<f64> {
 fn first_and_decode(engine: &Engine, streams: usize, context: usize) -> (f64, Vec<f64>) {
     let prompts: Vec<Vec<TokenId>> = (0..streams).map(|s| fresh(s, context)).collect();
     let first = run(engine, &prompts, 1);
-    let rates = (0..ROUNDS).map(|_| {
-        let one = run(engine, &prompts, 1);
-        let seconds = run(engine, &prompts, TOKENS) - one;
-        streams as f64 * f64::from(TOKENS - 1) / seconds
-    });
-    (first, rates.collect())
+    (first, (0..ROUNDS).map(|_| decode_rate(engine, &prompts)).collect())
+}
+
+/// Output tokens a second of prompts that the prefix cache has.
+fn decode_rate(engine: &Engine, prompts: &[Vec<TokenId>]) -> f64 {
+    let one = run(engine, prompts, 1);
+    let seconds = run(engine, prompts, TOKENS) - one;
+    prompts.len() as f64 * f64::from(TOKENS - 1) / seconds
 }
 
 /// Prompt tokens a second, of each round.
