@@ -90,12 +90,16 @@ static void worker_panic(const char *model) {
   VrustEngine *broken = engine_with(model, "{\"debug\":{\"panic_at_step\":150}}");
   VrustQueue *queue = default_queue(broken), *own = NULL, *other_queue = default_queue(other);
   Consumer consumer = new_consumer(), own_consumer = new_consumer(), others = new_consumer();
-  VrustRequest three = text_request("three choices", 200);
+  VrustRequest first = text_request("", 2), three = text_request("three choices", 200);
+  uint32_t tokens[] = {1, 2, 3};
   uint64_t id = 0;
   size_t i;
   CHECK_OK(vrust_queue_create(broken, NULL, &own, &err));
-  /* All while it loads: a hundred steps are soon done. */
-  submit(broken, "ends before", 2, 0);
+  /* All while it loads: a hundred steps are soon done. There is room for eight of these nine at a
+   * time: the one that ends needs no tokenizer, behind whose threads the others could pass it. */
+  first.input_kind = VRUST_INPUT_TOKENS;
+  first.input = tokens, first.input_len = 3;
+  CHECK_OK(vrust_submit(broken, &first, &id, &err));
   for (i = 1; i < 5; i++) submit(broken, "lives", 200, i);
   three.present |= VRUST_REQUEST_HAS_N;
   three.n = 3, three.temperature = 1.0f;
