@@ -38,11 +38,12 @@ build: setup
 	@cp -rf bindings/cpp/include/vrust/. $(BUILD)/include/vrust/
 	@sed -e 's/@VERSION@/$(VERSION)/' cmake/vrust.pc.in > $(BUILD)/lib/pkgconfig/vrust.pc
 
-# Go's own cache knows what has changed. The library is found beside the command.
+# Go's own cache knows what has changed, but not what pkg-config says: with the folder among the flags
+# a checkout does not get a package that links another's library. The library is found beside the command.
 gateway: build
 	@tests/setup.sh gateway
 	@cd examples/gateway && PKG_CONFIG_PATH="$(CURDIR)/$(BUILD)/lib/pkgconfig" \
-		CGO_LDFLAGS='-Wl,-rpath,$$ORIGIN/../lib' CGO_LDFLAGS_ALLOW='-Wl,-rpath,.*' \
+		CGO_LDFLAGS='-L$(CURDIR)/$(BUILD)/lib -Wl,-rpath,$$ORIGIN/../lib' CGO_LDFLAGS_ALLOW='-Wl,-rpath,.*' \
 		go build -trimpath -o "$(CURDIR)/$(BUILD)/bin/vrust" .
 
 dist: build
